@@ -1,0 +1,16 @@
+// The published package: every source module becomes one module of dist/ at the same place, with its declarations.
+// Unbundled, so that workers (`new URL("./x.js", import.meta.url)`) and assets are found where the sources say.
+import { defineConfig } from "tsdown";
+
+export default defineConfig({
+  entry: ["src/**/*.ts", "!src/**/*.test.ts", "!src/**/fixtures/**"],
+  root: "src",
+  unbundle: true,
+  format: "esm",
+  // Neutral: no Node shims; `node:` imports stay in the files that are named for it.
+  platform: "neutral",
+  target: "es2024",
+  dts: true,
+  outExtensions: () => ({ js: ".js", dts: ".d.ts" }),
+  clean: true,
+});

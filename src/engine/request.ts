@@ -1,0 +1,68 @@
+/**
+ * A request as the engine core takes it: token ids in, no text. Text, templates and streams are the business of `engine.ts`.
+ */
+
+import { ArgumentError, CapacityError } from "../tensor/errors.ts";
+import type { SamplingOptions } from "./types.ts";
+
+export interface EngineRequest {
+  /** Unique among the requests not yet finished. */
+  readonly id: string;
+  readonly promptTokens: Int32Array;
+  /** Tokens to generate per sample, at most; 0 only scores the prompt. */
+  readonly maxTokens: number;
+  /** Samples that continue the prompt independently; their prefill is shared. Default 1. */
+  readonly n?: number;
+  /** Read by the sampler alone, as are `logprobs` and `stopTokens`. */
+  readonly sampling: SamplingOptions;
+  /** Log-probabilities of each generated token and of this many most likely ones. Default: none. */
+  readonly logprobs?: number;
+  /** The same for every prompt token but the first, which nothing predicts. The prefix cache is then not consulted. Default: none. */
+  readonly promptLogprobs?: number;
+  /** Tokens that end a sample. */
+  readonly stopTokens?: readonly number[];
+  /** Requests share cached prefixes only with requests of the same salt. */
+  readonly cacheSalt?: string;
+}
+
+/** What the model and its cache can hold; a request is checked against it before it is taken. */
+export interface RequestLimits {
+  readonly vocabSize: number;
+  readonly maxPositions: number;
+  readonly numPages: number;
+  readonly pageSize: number;
+}
+
+/** The most tokens a sequence may have in the cache. The token sampled last is never computed, so a text may be one longer. */
+export function maxComputedTokens(limits: RequestLimits): number {
+  return Math.min(limits.maxPositions, limits.numPages * limits.pageSize);
+}
+
+/**
+ * Throws ArgumentError for an empty prompt, a token that is not in the vocabulary, or a count out of range, and CapacityError for a
+ * prompt that neither preemption nor patience would ever fit.
+ */
+export function validateRequest(request: EngineRequest, limits: RequestLimits): void {
+  const { id, promptTokens, maxTokens, n = 1 } = request;
+  const { vocabSize, maxPositions, numPages, pageSize } = limits;
+  const { length } = promptTokens;
+  if (length === 0) throw new ArgumentError(`request ${id}: promptTokens is empty; give at least one token, such as the model's begin token`);
+  if (!Number.isSafeInteger(maxTokens) || maxTokens < 0) {
+    throw new ArgumentError(`request ${id}: maxTokens = ${maxTokens} must be an integer of at least 0`);
+  }
+  if (!Number.isSafeInteger(n) || n < 1) throw new ArgumentError(`request ${id}: n = ${n} must be an integer of at least 1`);
+  if (length > maxPositions) {
+    throw new CapacityError(`request ${id}: the prompt has ${length} tokens; the model's context holds ${maxPositions}`);
+  }
+  if (length > numPages * pageSize) {
+    throw new CapacityError(
+      `request ${id}: the prompt has ${length} tokens; the cache holds ${numPages * pageSize} (${numPages} pages of ${pageSize}); raise maxNumTokens`,
+    );
+  }
+  const at = promptTokens.findIndex((token) => token < 0 || token >= vocabSize);
+  if (at >= 0) {
+    throw new ArgumentError(
+      `request ${id}: promptTokens[${at}] = ${promptTokens[at]} is not a token: the vocabulary has ${vocabSize} (0 to ${vocabSize - 1})`,
+    );
+  }
+}

@@ -1,0 +1,51 @@
+/**
+ * One sample of a request: its tokens, prompt first, and how many of them the cache holds. It outlives preemption; its pages do not.
+ */
+
+import type { CacheSequence } from "../cache/kvCache.ts";
+import type { EngineRequest } from "./request.ts";
+
+export class Sequence {
+  readonly request: EngineRequest;
+  /** 0 to n - 1; tells the samples of one request apart. */
+  readonly sampleIndex: number;
+  /** Order of arrival of the request; earlier ones are served first and preempted last. */
+  readonly arrival: number;
+  readonly numPromptTokens: number;
+  /** Prompt and generated tokens; only the first `numTokens` entries mean anything. */
+  tokens: Int32Array;
+  numTokens: number;
+  /** Tokens whose keys and values are in the cache, or will be when the step now being planned has run. */
+  numComputedTokens = 0;
+  /** Prompt log-probabilities reported so far, so that a recomputed prefill does not report them again. */
+  numPromptLogprobs = 0;
+  /** Present while running. */
+  kv: CacheSequence | undefined;
+
+  constructor(request: EngineRequest, sampleIndex: number, arrival: number) {
+    this.request = request;
+    this.sampleIndex = sampleIndex;
+    this.arrival = arrival;
+    this.numPromptTokens = request.promptTokens.length;
+    this.tokens = request.promptTokens.slice();
+    this.numTokens = this.numPromptTokens;
+  }
+
+  get numGeneratedTokens(): number {
+    return this.numTokens - this.numPromptTokens;
+  }
+
+  append(tokenId: number): void {
+    if (this.numTokens === this.tokens.length) {
+      const grown = new Int32Array(Math.max(16, 2 * this.tokens.length));
+      grown.set(this.tokens);
+      this.tokens = grown;
+    }
+    this.tokens[this.numTokens++] = tokenId;
+  }
+
+  /** Served before `other`: by arrival, and samples of one request by index. */
+  isBefore(other: Sequence): boolean {
+    return this.arrival < other.arrival || (this.arrival === other.arrival && this.sampleIndex < other.sampleIndex);
+  }
+}

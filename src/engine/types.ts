@@ -81,6 +81,25 @@ export interface SamplingOptions {
   readonly seed?: number;
 }
 
+/** `SamplingOptions` with the defaults filled in and checked, the ending tokens and the log-probabilities wanted: what the sampler reads. */
+export interface SamplingParams {
+  readonly temperature: number;
+  /** 0 keeps all. */
+  readonly topK: number;
+  readonly topP: number;
+  readonly minP: number;
+  readonly repetitionPenalty: number;
+  readonly presencePenalty: number;
+  readonly frequencyPenalty: number;
+  readonly logitBias: readonly { readonly tokenId: number; readonly bias: number }[];
+  readonly seed: number;
+  /** Tokens that end a sample, the model's own end tokens among them unless they are to be ignored. */
+  readonly stopTokens: ReadonlySet<number>;
+  /** How many of the most likely tokens to report beside the chosen one; undefined reports nothing. */
+  readonly logprobs: number | undefined;
+  readonly promptLogprobs: number | undefined;
+}
+
 /** A request for one or more continuations of one prompt. */
 export interface GenerateRequest extends SamplingOptions {
   readonly prompt: Prompt;

@@ -9,8 +9,10 @@ export default defineConfig({
   format: "esm",
   // Neutral: no Node shims; `node:` imports stay in the files that are named for it.
   platform: "neutral",
+  deps: { neverBundle: [/^node:/] },
   target: "es2024",
   dts: true,
   outExtensions: () => ({ js: ".js", dts: ".d.ts" }),
   clean: true,
+  report: false,
 });

@@ -1,0 +1,142 @@
+/**
+ * Functions composed from the operations of the kernel language, so that every back end computes the same bits up to fusing:
+ * exponentials, logarithm, tanh, and conversions of 16-bit floats. Vectors; `scalar` lifts one to a single number.
+ * Polynomials after Moshier's Cephes library (single precision).
+ */
+
+import type { KernelBuilder } from "./builder.ts";
+import type { Value } from "./value.ts";
+
+type Vector = Value<"f32v">;
+
+/** Applies a vector function to one number. */
+export function scalar(k: KernelBuilder, f: (k: KernelBuilder, x: Vector) => Vector, x: Value<"f32">): Value<"f32"> {
+  return k.let(f(k, k.splat(x)).lane(0));
+}
+
+function polynomial(k: KernelBuilder, x: Vector, coefficients: readonly number[]): Vector {
+  const [first, ...rest] = coefficients;
+  let sum = k.all("f32v", first);
+  for (const coefficient of rest) sum = sum.fma(x, k.all("f32v", coefficient));
+  return k.let(sum);
+}
+
+/** 2^x within 2 units in the last place; 0 below 2^-126, +inf above 2^128, NaN stays. */
+export function exp2(k: KernelBuilder, x: Vector): Vector {
+  const clamped = k.let(x.max(-127).min(128));
+  const whole = k.let(clamped.nearest());
+  const fraction = k.let(clamped.sub(whole));
+  const power = polynomial(
+    k,
+    fraction,
+    [
+      1.5353361883195e-4, 1.339887440266574e-3, 9.61843735767464e-3, 5.550332471162809e-2, 2.402264791363012e-1,
+      6.931472028550421e-1, 1,
+    ],
+  );
+  return k.let(power.mul(whole.truncate().add(127).shl(23).as("f32v")));
+}
+
+/** e^x; the relative error grows with |x| as 6e-8 |x|. */
+export function exp(k: KernelBuilder, x: Vector): Vector {
+  return exp2(k, x.mul(Math.LOG2E));
+}
+
+/** 1 / (1 + e^-x). */
+export function sigmoid(k: KernelBuilder, x: Vector): Vector {
+  return k.let(k.all("f32v", 1).div(exp(k, x.neg()).add(1)));
+}
+
+/** tanh x, absolute error below 2e-7 and relative error below 4e-7; saturates without overflow. */
+export function tanh(k: KernelBuilder, x: Vector): Vector {
+  const v = k.let(x);
+  const far = k.let(
+    k.all("f32v", 1).sub(
+      k.all("f32v", 2).div(
+        exp2(
+          k,
+          v
+            .min(20)
+            .max(-20)
+            .mul(2 * Math.LOG2E),
+        ).add(1),
+      ),
+    ),
+  );
+  const square = k.let(v.mul(v));
+  const series = polynomial(
+    k,
+    square,
+    [-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1],
+  );
+  const near = k.let(v.fma(series.mul(square), v));
+  return k.let(k.select(v.abs().lt(0.625), near, far));
+}
+
+/** ln x for normal x > 0; for 0 it gives about -88, callers guard. */
+export function log(k: KernelBuilder, x: Vector): Vector {
+  const bits = k.let(x.as("i32v"));
+  const mantissa = k.let(bits.and(0x7fffff).or(0x3f800000).as("f32v"));
+  const isHigh = k.let(mantissa.gt(Math.SQRT2));
+  const exponent = k.let(bits.shrU(23).sub(127).sub(isHigh).toF32());
+  const z = k.let(k.select(isHigh, mantissa.mul(0.5), mantissa).sub(1));
+  const square = k.let(z.mul(z));
+  const series = polynomial(
+    k,
+    z,
+    [
+      7.0376836292e-2, -1.151461031e-1, 1.167699874e-1, -1.2420140846e-1, 1.4249322787e-1, -1.6668057665e-1,
+      2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1,
+    ],
+  );
+  const tail = k.let(series.mul(z).mul(square).fma(1, exponent.mul(-2.1219444e-4)).sub(square.mul(0.5)));
+  return k.let(z.add(tail).add(exponent.mul(0.693359375)));
+}
+
+/** IEEE half-precision bits (0..65535 in each lane) to f32, subnormals, infinities and NaN included. */
+export function f16ToF32(k: KernelBuilder, half: Value<"i32v">): Vector {
+  const bits = k.let(half);
+  const magnitude = k.let(bits.and(0x7fff));
+  const rebias = 112 << 23;
+  const normal = magnitude.shl(13).add(k.select(magnitude.ge(0x7c00), k.all("i32v", 2 * rebias), rebias));
+  const subnormal = magnitude
+    .toF32()
+    .mul(2 ** -24)
+    .as("i32v");
+  return k.let(k.select(magnitude.lt(0x400), subnormal, normal).or(bits.and(0x8000).shl(16)).as("f32v"));
+}
+
+/** The same for finite values only: one selection less. Scales of weights are finite. */
+export function finiteF16ToF32(k: KernelBuilder, half: Value<"i32v">): Vector {
+  const bits = k.let(half);
+  const magnitude = k.let(bits.and(0x7fff));
+  const subnormal = magnitude
+    .toF32()
+    .mul(2 ** -24)
+    .as("i32v");
+  const normal = magnitude.shl(13).add(112 << 23);
+  return k.let(k.select(magnitude.lt(0x400), subnormal, normal).or(bits.and(0x8000).shl(16)).as("f32v"));
+}
+
+/** f32 to half-precision bits, to nearest even; overflow gives infinity, NaN the quiet NaN 0x7e00. */
+export function f32ToF16(k: KernelBuilder, x: Vector): Value<"i32v"> {
+  const bits = k.let(x.as("i32v"));
+  const magnitude = k.let(bits.and(0x7fffffff));
+  // Adding 0.5 shifts a subnormal's mantissa to the end of the word, rounded by the adder itself.
+  const subnormal = magnitude.as("f32v").add(0.5).as("i32v").sub(0x3f000000);
+  const isOdd = magnitude.shrU(13).and(1);
+  const normal = magnitude
+    .sub(112 << 23)
+    .add(0xfff)
+    .add(isOdd)
+    .shrU(13);
+  const finite = k.let(k.select(magnitude.lt(113 << 23), subnormal, normal));
+  const capped = k.let(k.select(magnitude.ge(0x477ff000), k.all("i32v", 0x7c00), finite));
+  const half = k.select(magnitude.gt(0x7f800000), k.all("i32v", 0x7e00), capped);
+  return k.let(half.or(bits.shrU(16).and(0x8000)));
+}
+
+/** bfloat16 bits to f32. */
+export function bf16ToF32(half: Value<"i32v">): Vector {
+  return half.shl(16).as("f32v");
+}

@@ -1,0 +1,300 @@
+/** Writes a kernel tree as the body of one WebAssembly function. */
+
+import type { Operation } from "../operations.ts";
+import {
+  type Expression,
+  entryLocals,
+  type KernelTree,
+  type LoadForm,
+  type Statement,
+  type StoreForm,
+  type ValueType,
+} from "../tree.ts";
+import { ByteWriter } from "./bytes.ts";
+import type { WasmFeatures } from "./features.ts";
+import { type Instruction, opcode, plainOperations } from "./opcodes.ts";
+
+const valueTypes: Record<ValueType, number> = { i32: 0x7f, f32: 0x7d, i32v: 0x7b, f32v: 0x7b, i16v: 0x7b, i8v: 0x7b };
+const emptyBlock = 0x40;
+
+const loads: Record<LoadForm, Instruction> = {
+  i32: 0x28,
+  f32: 0x2a,
+  i8: 0x2c,
+  u8: 0x2d,
+  i16: 0x2e,
+  u16: 0x2f,
+  f32v: [0xfd, 0x00],
+  i32v: [0xfd, 0x00],
+  i16v: [0xfd, 0x00],
+  i8v: [0xfd, 0x00],
+  splat32: [0xfd, 0x09],
+  splat64: [0xfd, 0x0a],
+  "u16 to i32v": [0xfd, 0x04],
+  "i8 to i16v": [0xfd, 0x01],
+};
+
+const stores: Record<Exclude<StoreForm, "i32v to u16">, Instruction> = {
+  i32: 0x36,
+  f32: 0x38,
+  u8: 0x3a,
+  u16: 0x3b,
+  f32v: [0xfd, 0x0b],
+  i32v: [0xfd, 0x0b],
+  i16v: [0xfd, 0x0b],
+  i8v: [0xfd, 0x0b],
+};
+
+const evenWords = [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27];
+const oddWords = evenWords.map((byte) => byte + 4);
+const evenHalves = [0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29];
+const oddHalves = evenHalves.map((byte) => byte + 2);
+
+/** The function's local declarations and code, ready to be put into a code section. */
+export function emitFunction(tree: KernelTree, features: WasmFeatures): ByteWriter {
+  return new FunctionEmitter(tree, features).emit();
+}
+
+class FunctionEmitter {
+  private readonly out = new ByteWriter();
+  private readonly tree: KernelTree;
+  private readonly features: WasmFeatures;
+  /** Locals of our own, after the tree's: to use an operand twice. */
+  private readonly temporaries: number[] = [];
+
+  constructor(tree: KernelTree, features: WasmFeatures) {
+    this.tree = tree;
+    this.features = features;
+  }
+
+  emit(): ByteWriter {
+    for (const statement of this.tree.body) this.statement(statement);
+    this.out.byte(opcode.end);
+    const numArguments = Object.keys(entryLocals).length;
+    const types = [...this.tree.locals.slice(numArguments).map((type) => valueTypes[type]), ...this.temporaries];
+    const runs: { type: number; count: number }[] = [];
+    for (const type of types) {
+      const last = runs.at(-1);
+      if (last?.type === type) last.count++;
+      else runs.push({ type, count: 1 });
+    }
+    const body = new ByteWriter().unsigned(runs.length);
+    for (const { type, count } of runs) body.unsigned(count).byte(type);
+    return body.bytes(this.out.finish());
+  }
+
+  private statement(statement: Statement): void {
+    switch (statement.kind) {
+      case "set":
+        this.expression(statement.value);
+        this.out.byte(opcode.localSet).unsigned(statement.local);
+        return;
+      case "store":
+        this.store(statement);
+        return;
+      case "atomicAdd":
+        this.expression(statement.address);
+        this.expression(statement.value);
+        this.instruction(opcode.atomicAddI32);
+        this.out.unsigned(2).unsigned(0).byte(opcode.localSet).unsigned(statement.local);
+        return;
+      case "for":
+        this.loop(statement);
+        return;
+      case "while":
+        // block { loop { if !condition leave; body; again } }
+        this.out.bytes([opcode.block, emptyBlock, opcode.loop, emptyBlock]);
+        this.expression(statement.condition);
+        this.out.bytes([opcode.i32Eqz, opcode.brIf, 1]);
+        for (const inner of statement.body) this.statement(inner);
+        this.out.bytes([opcode.br, 0, opcode.end, opcode.end]);
+        return;
+      case "if":
+        this.expression(statement.condition);
+        this.out.bytes([opcode.if, emptyBlock]);
+        for (const inner of statement.then) this.statement(inner);
+        if (statement.otherwise.length > 0) {
+          this.out.byte(opcode.else);
+          for (const inner of statement.otherwise) this.statement(inner);
+        }
+        this.out.byte(opcode.end);
+    }
+  }
+
+  /** The test sits at the bottom, so that an iteration has one branch. */
+  private loop({ local, start, end, step, body }: Extract<Statement, { kind: "for" }>): void {
+    const { out } = this;
+    const lessThan = plainOperations["i32.lt"] as number;
+    this.expression(start);
+    out.byte(opcode.localTee).unsigned(local);
+    this.expression(end);
+    out.bytes([lessThan, opcode.if, emptyBlock, opcode.loop, emptyBlock]);
+    for (const inner of body) this.statement(inner);
+    out.byte(opcode.localGet).unsigned(local);
+    this.expression(step);
+    out
+      .byte(plainOperations["i32.add"] as number)
+      .byte(opcode.localTee)
+      .unsigned(local);
+    this.expression(end);
+    out.bytes([lessThan, opcode.brIf, 0, opcode.end, opcode.end]);
+  }
+
+  private store({ form, address, offset, value }: Extract<Statement, { kind: "store" }>): void {
+    this.expression(address);
+    this.expression(value);
+    if (form === "i32v to u16") {
+      this.expression(value);
+      this.instruction(opcode.narrowU16);
+      this.instruction(opcode.storeLane64);
+      this.out.unsigned(0).unsigned(offset).byte(0);
+      return;
+    }
+    this.instruction(stores[form]);
+    this.out.unsigned(0).unsigned(offset);
+  }
+
+  private expression(expression: Expression): void {
+    const { out } = this;
+    switch (expression.kind) {
+      case "constant":
+        if (expression.type === "i32") out.byte(opcode.i32Const).signed(expression.value);
+        else out.byte(opcode.f32Const).float32(expression.value);
+        return;
+      case "pattern":
+        this.vectorConstant(expression.bytes);
+        return;
+      case "laneIndices":
+        this.vectorConstant([0, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0]);
+        return;
+      case "local":
+        out.byte(opcode.localGet).unsigned(expression.local);
+        return;
+      case "lane":
+        this.expression(expression.vector);
+        this.instruction(expression.type === "f32" ? opcode.f32x4ExtractLane : opcode.i32x4ExtractLane);
+        out.byte(expression.lane);
+        return;
+      case "load":
+        this.expression(expression.address);
+        this.instruction(loads[expression.form]);
+        // The alignment hint 0 promises nothing, which is always true.
+        out.unsigned(0).unsigned(expression.offset);
+        return;
+      case "operation":
+        this.operation(expression.operation, expression.args);
+    }
+  }
+
+  private operation(operation: Operation, args: readonly Expression[]): void {
+    const plain = plainOperations[operation];
+    if (plain !== undefined && operation !== "f32v.min" && operation !== "f32v.max") {
+      for (const arg of args) this.expression(arg);
+      this.instruction(plain);
+      return;
+    }
+    const [a, b, c] = args;
+    switch (operation) {
+      case "as.f32v":
+      case "as.i32v":
+      case "as.i16v":
+      case "as.i8v":
+        return this.expression(a);
+      case "f32v.min":
+      case "f32v.max":
+        // pmin(x, y) is y < x ? y : x, which is our min; pmax(x, y) is x < y ? y : x, which is our max.
+        this.expression(a);
+        this.expression(b);
+        return this.instruction(operation === "f32v.min" ? opcode.f32x4Pmin : opcode.f32x4Pmax);
+      case "f32.min":
+      case "f32.max": {
+        const [x, y] = [this.keep(a, valueTypes.f32), this.keep(b, valueTypes.f32)];
+        this.get(y);
+        this.get(x);
+        if (operation === "f32.min") this.get(y, x);
+        else this.get(x, y);
+        this.out.byte(plainOperations["f32.lt"] as number);
+        return this.instruction(opcode.select);
+      }
+      case "i32.select":
+      case "f32.select":
+        this.expression(b);
+        this.expression(c);
+        this.expression(a);
+        return this.instruction(opcode.select);
+      case "f32v.select":
+      case "i32v.select":
+        this.expression(b);
+        this.expression(c);
+        this.expression(a);
+        return this.instruction(this.features.relaxedSimd ? opcode.relaxedLaneselect : opcode.bitselect);
+      case "f32v.fma":
+        this.expression(a);
+        this.expression(b);
+        if (!this.features.relaxedSimd) this.instruction(opcode.f32x4Mul);
+        this.expression(c);
+        return this.instruction(this.features.relaxedSimd ? opcode.relaxedMadd : opcode.f32x4Add);
+      case "f32v.pairAdd":
+      case "i32v.pairAdd": {
+        const [x, y] = [this.keep(a, valueTypes.i32v), this.keep(b, valueTypes.i32v)];
+        this.shuffle(x, y, evenWords);
+        this.shuffle(x, y, oddWords);
+        return this.instruction(operation === "f32v.pairAdd" ? opcode.f32x4Add : (plainOperations["i32v.add"] ?? 0));
+      }
+      case "i8v.lookup16":
+        this.expression(a);
+        this.expression(b);
+        return this.instruction(this.features.relaxedSimd ? opcode.relaxedSwizzle : opcode.swizzle);
+      case "i8v.dotPairsU7":
+        return this.dotPairsU7(a, b);
+      default:
+        throw new Error(`the WebAssembly back end has no instruction for ${operation}`);
+    }
+  }
+
+  private dotPairsU7(a: Expression, b: Expression): void {
+    if (this.features.relaxedSimd) {
+      this.expression(a);
+      this.expression(b);
+      return this.instruction(opcode.relaxedDotPairs);
+    }
+    const [x, y] = [this.keep(a, valueTypes.i8v), this.keep(b, valueTypes.i8v)];
+    this.get(x, y);
+    this.instruction(opcode.extmulLowI8);
+    const low = this.keepTop(valueTypes.i8v);
+    this.get(x, y);
+    this.instruction(opcode.extmulHighI8);
+    const high = this.keepTop(valueTypes.i8v);
+    this.shuffle(low, high, evenHalves);
+    this.shuffle(low, high, oddHalves);
+    this.instruction(opcode.i16x8Add);
+  }
+
+  /** Puts an operand into a local, so that it can be used twice; one that is a local already stays where it is. */
+  private keep(expression: Expression, type: number): number {
+    if (expression.kind === "local") return expression.local;
+    this.expression(expression);
+    return this.keepTop(type);
+  }
+  private keepTop(type: number): number {
+    const local = this.tree.locals.length + this.temporaries.push(type) - 1;
+    this.out.byte(opcode.localSet).unsigned(local);
+    return local;
+  }
+  private get(...locals: number[]): void {
+    for (const local of locals) this.out.byte(opcode.localGet).unsigned(local);
+  }
+  private shuffle(a: number, b: number, bytes: readonly number[]): void {
+    this.get(a, b);
+    this.instruction(opcode.shuffle);
+    this.out.bytes(bytes);
+  }
+  private vectorConstant(bytes: readonly number[]): void {
+    this.instruction(opcode.v128Const);
+    this.out.bytes(bytes);
+  }
+  private instruction(instruction: Instruction): void {
+    if (typeof instruction === "number") this.out.byte(instruction);
+    else this.out.byte(instruction[0]).unsigned(instruction[1]);
+  }
+}

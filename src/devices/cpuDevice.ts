@@ -1,0 +1,345 @@
+/**
+ * The CPU device: one WebAssembly memory, the buffers in it, compiled kernels, and the threads that run lists of launches.
+ * A device pointer is a byte address in that memory. What a kernel is, and its bytes, come from src/kernels.
+ */
+
+import {
+  compileWasm,
+  detectWasmFeatures,
+  type KernelDefinition,
+  type ParameterTypes,
+  type WasmFeatures,
+} from "../kernels/index.ts";
+import { ArgumentError, CapacityError, DeviceError } from "../tensor/errors.ts";
+import { Allocator, type DeviceBuffer } from "./allocator.ts";
+import { CommandList } from "./commands.ts";
+import { abandonRun, CONTROL_BYTES, publishRun, readFailure } from "./controlBlock.ts";
+import { detectPlatform } from "./detectPlatform.ts";
+import { Executor } from "./executor.ts";
+import { type DeviceKernel, KERNEL_RECORD_BYTES, type KernelModule, writeKernelRecord } from "./kernelStore.ts";
+import { DeviceMemory, MAX_MEMORY_BYTES } from "./memory.ts";
+import { canSleepHere, type Platform } from "./platform.ts";
+import { WorkerPool } from "./pool.ts";
+
+export interface CpuDeviceOptions {
+  /** Threads that run kernels, the caller's included. Default: the cores available; 1 where memory cannot be shared. */
+  readonly threads?: number;
+  /** Upper bound of the memory, at most (and by default) 4 GiB. Address space only: memory is taken as it is used. */
+  readonly maxMemoryBytes?: number;
+  /** False: one thread, and no SharedArrayBuffer. Default: shared where the engine can. */
+  readonly sharedMemory?: boolean;
+  /** False: kernels without relaxed SIMD. Default: used where the engine has it. */
+  readonly relaxedSimd?: boolean;
+  /** How long an idle thread spins before it sleeps. Default 50. */
+  readonly spinMicroseconds?: number;
+  /** Where workers come from. Default: the platform this runs on. */
+  readonly platform?: Platform;
+}
+
+export interface DeviceStats {
+  readonly numBuffers: number;
+  readonly usedBytes: number;
+  readonly highWaterBytes: number;
+  /** Bytes the memory has grown to. */
+  readonly memoryBytes: number;
+  readonly maxMemoryBytes: number;
+}
+
+/** After so long without progress, a run lets the event loop turn, so that a worker's death is heard of. */
+const PATIENCE_MS = 20;
+const SCRATCH_ALIGNMENT = 128;
+const MAX_THREADS = 256;
+
+export class CpuDevice {
+  readonly threads: number;
+  readonly features: WasmFeatures;
+  readonly #memory: DeviceMemory;
+  readonly #allocator: Allocator;
+  readonly #executor: Executor;
+  readonly #pool: WorkerPool;
+  readonly #platform: Platform;
+  readonly #kernelNames: string[] = [];
+  readonly #compiled = new WeakMap<object, Map<string, DeviceKernel>>();
+  readonly #loaded = new Map<string, { readonly bytes: Uint8Array; readonly kernel: DeviceKernel }>();
+  #scratch: DeviceBuffer | undefined;
+  #scratchStride = 0;
+  #largestScratch = 0;
+  /** Why the device runs nothing any more. */
+  #end: DeviceError | undefined;
+  #closed: Promise<void> | undefined;
+  /** Resolves when the run that was asked for last is over; undefined when none is pending. */
+  #lastRun: Promise<void> | undefined;
+
+  private constructor(threads: number, features: WasmFeatures, memory: DeviceMemory, platform: Platform, spin: number) {
+    this.threads = threads;
+    this.features = features;
+    this.#memory = memory;
+    this.#platform = platform;
+    this.#allocator = new Allocator(CONTROL_BYTES, memory.maxBytes);
+    this.#executor = new Executor(memory.memory, 0, {
+      spinMicroseconds: spin,
+      canSleep: features.sharedMemory && canSleepHere(),
+    });
+    this.#pool = new WorkerPool(memory.memory, (error) => this.#fail(error));
+  }
+
+  /** Throws ArgumentError for options that make no sense, DeviceError when this machine cannot do what they ask. */
+  static async create(options: CpuDeviceOptions = {}): Promise<CpuDevice> {
+    const platform = options.platform ?? (await detectPlatform());
+    const features = chooseFeatures(options);
+    const threads = chooseThreads(options, features, platform);
+    const maxMemoryBytes = options.maxMemoryBytes ?? MAX_MEMORY_BYTES;
+    if (!(maxMemoryBytes > CONTROL_BYTES)) {
+      throw new ArgumentError(`maxMemoryBytes must be more than ${CONTROL_BYTES}, got ${maxMemoryBytes}`);
+    }
+    const spin = options.spinMicroseconds ?? 50;
+    const device = new CpuDevice(
+      threads,
+      features,
+      new DeviceMemory(maxMemoryBytes, features.sharedMemory),
+      platform,
+      spin,
+    );
+    try {
+      await device.#pool.start(platform, threads - 1, spin);
+    } catch (error) {
+      await device.close();
+      throw error;
+    }
+    return device;
+  }
+
+  /** Zeroed and 64-byte aligned. Throws CapacityError, saying what uses the memory, when there is no room. */
+  allocate(numBytes: number, label: string): DeviceBuffer {
+    const touchedEnd = this.#allocator.touchedEnd;
+    const buffer = this.#allocator.allocate(numBytes, label);
+    const end = buffer.pointer + numBytes;
+    try {
+      this.#memory.ensure(end);
+    } catch (error) {
+      this.#allocator.free(buffer);
+      throw error instanceof CapacityError
+        ? new CapacityError(`no room for "${label}" (${numBytes} bytes): ${error.message}`)
+        : error;
+    }
+    // Memory that nobody has had is zero already, and filling it would make the system provide it.
+    if (buffer.pointer < touchedEnd) this.#memory.bytes.fill(0, buffer.pointer, Math.min(end, touchedEnd));
+    return buffer;
+  }
+
+  /** Throws ArgumentError when the buffer is not in use. */
+  free(buffer: DeviceBuffer): void {
+    this.#allocator.free(buffer);
+  }
+
+  /** Views of a buffer; never keep one across an allocation. Throw ArgumentError when the buffer is not in use. */
+  f32(buffer: DeviceBuffer): Float32Array {
+    return new Float32Array(this.#buffer(buffer), buffer.pointer, buffer.numBytes >>> 2);
+  }
+
+  i32(buffer: DeviceBuffer): Int32Array {
+    return new Int32Array(this.#buffer(buffer), buffer.pointer, buffer.numBytes >>> 2);
+  }
+
+  u32(buffer: DeviceBuffer): Uint32Array {
+    return new Uint32Array(this.#buffer(buffer), buffer.pointer, buffer.numBytes >>> 2);
+  }
+
+  u16(buffer: DeviceBuffer): Uint16Array {
+    return new Uint16Array(this.#buffer(buffer), buffer.pointer, buffer.numBytes >>> 1);
+  }
+
+  u8(buffer: DeviceBuffer): Uint8Array {
+    return new Uint8Array(this.#buffer(buffer), buffer.pointer, buffer.numBytes);
+  }
+
+  i8(buffer: DeviceBuffer): Int8Array {
+    return new Int8Array(this.#buffer(buffer), buffer.pointer, buffer.numBytes);
+  }
+
+  /** Views of any part of the memory: a pointer and a length in elements. */
+  f32At(pointer: number, length: number): Float32Array {
+    return new Float32Array(this.#memory.memory.buffer, pointer >>> 0, length);
+  }
+
+  i32At(pointer: number, length: number): Int32Array {
+    return new Int32Array(this.#memory.memory.buffer, pointer >>> 0, length);
+  }
+
+  u8At(pointer: number, length: number): Uint8Array {
+    return new Uint8Array(this.#memory.memory.buffer, pointer >>> 0, length);
+  }
+
+  /**
+   * A kernel for one spec (plain JSON data), compiled once for each definition and spec. Throws ArgumentError when another kernel of
+   * the same name was compiled with this spec.
+   */
+  compile<Spec, P extends ParameterTypes>(
+    definition: KernelDefinition<Spec, P>,
+    spec: Spec,
+  ): DeviceKernel<keyof P & string> {
+    let kernels = this.#compiled.get(definition);
+    if (kernels === undefined) {
+      kernels = new Map();
+      this.#compiled.set(definition, kernels);
+    }
+    const specKey = JSON.stringify(spec) ?? "";
+    let kernel = kernels.get(specKey);
+    if (kernel === undefined) {
+      kernel = this.#loadOnce(`${definition.name} ${specKey}`, compileWasm(definition, spec, this.features));
+      kernels.set(specKey, kernel);
+    }
+    return kernel as DeviceKernel<keyof P & string>; // its names are the definition's
+  }
+
+  /** Makes a compiled module known to all threads. */
+  load(module: KernelModule): DeviceKernel {
+    const bytes = this.allocate(module.bytes.length + KERNEL_RECORD_BYTES, "kernels");
+    const recordPointer = bytes.pointer;
+    const modulePointer = recordPointer + KERNEL_RECORD_BYTES;
+    this.#memory.bytes.set(module.bytes, modulePointer);
+    writeKernelRecord(this.#memory.words, recordPointer, modulePointer, module.bytes.length);
+    this.#largestScratch = Math.max(this.#largestScratch, module.scratchBytes);
+    return {
+      name: module.name,
+      index: this.#kernelNames.push(module.name) - 1,
+      parameterNames: module.params.map(({ name }) => name),
+      isFloat: Uint8Array.from(module.params, ({ type }) => (type === "f32" ? 1 : 0)),
+      recordPointer,
+      scratchBytes: module.scratchBytes,
+    };
+  }
+
+  /** A recorder of launches, to be reset and reused for every step. */
+  commands(): CommandList {
+    const owner = {
+      memory: this.#memory,
+      allocate: (numBytes: number, label: string) => this.allocate(numBytes, label),
+      free: (buffer: DeviceBuffer) => this.free(buffer),
+    };
+    return new CommandList(owner, this.threads);
+  }
+
+  /**
+   * Executes the launches in order on all threads, with a barrier after each that may not overlap. The calling thread works too:
+   * normally all is done before this returns. Runs asked for meanwhile wait their turn.
+   * Rejects with DeviceError when a kernel traps (the device stays usable), a worker dies or the device is closed (it does not).
+   */
+  async run(commands: CommandList): Promise<void> {
+    commands.begin();
+    const before = this.#lastRun;
+    const turn = Promise.withResolvers<void>();
+    this.#lastRun = turn.promise;
+    try {
+      if (before !== undefined) await before;
+      this.#checkUsable();
+      if (commands.numChunks > 0) await this.#execute(commands);
+    } finally {
+      commands.end();
+      if (this.#lastRun === turn.promise) this.#lastRun = undefined;
+      turn.resolve();
+    }
+  }
+
+  /** Ends the workers and rejects pending runs. May be called again. */
+  close(): Promise<void> {
+    this.#fail(new DeviceError("the cpu device was closed"));
+    this.#closed ??= this.#pool.close();
+    return this.#closed;
+  }
+
+  stats(): DeviceStats {
+    const memoryBytes = this.#memory.numBytes;
+    return { ...this.#allocator.stats(), memoryBytes, maxMemoryBytes: this.#memory.maxBytes };
+  }
+
+  async #execute(commands: CommandList): Promise<void> {
+    this.#fitScratch();
+    const words = this.#memory.words;
+    publishRun(words, {
+      commandsPointer: commands.commandsPointer,
+      numCommands: commands.numCommands,
+      numChunks: commands.numChunks,
+      widestStage: commands.widestStage,
+      paramsPointer: commands.paramsPointer,
+      scratchPointer: this.#scratch?.pointer ?? 0,
+      scratchStride: this.#scratchStride,
+    });
+    while (!this.#executor.finish(PATIENCE_MS)) {
+      await this.#platform.macrotask();
+      this.#checkUsable();
+    }
+    const failure = readFailure(this.#memory.words);
+    if (failure !== undefined) {
+      const name = this.#kernelNames[failure.kernel];
+      throw new DeviceError(`kernel ${name} failed on thread ${failure.thread}: ${failure.message}`);
+    }
+  }
+
+  /** Gives every thread scratch for the most demanding kernel. */
+  #fitScratch(): void {
+    if (this.#largestScratch <= this.#scratchStride) return;
+    const stride = Math.ceil(this.#largestScratch / SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT;
+    const larger = this.allocate(stride * this.threads, "scratch");
+    if (this.#scratch !== undefined) this.free(this.#scratch);
+    this.#scratch = larger;
+    this.#scratchStride = stride;
+  }
+
+  #loadOnce(key: string, module: KernelModule): DeviceKernel {
+    const loaded = this.#loaded.get(key);
+    if (loaded === undefined) {
+      const kernel = this.load(module);
+      this.#loaded.set(key, { bytes: module.bytes, kernel });
+      return kernel;
+    }
+    const isSame =
+      loaded.bytes.length === module.bytes.length && loaded.bytes.every((byte, i) => byte === module.bytes[i]);
+    if (!isSame)
+      throw new ArgumentError(`two different kernels are named ${module.name}: give one of them another name`);
+    return loaded.kernel;
+  }
+
+  #buffer(buffer: DeviceBuffer): ArrayBufferLike {
+    this.#allocator.check(buffer);
+    return this.#memory.memory.buffer;
+  }
+
+  #checkUsable(): void {
+    if (this.#end !== undefined) throw this.#end;
+  }
+
+  #fail(error: DeviceError): void {
+    if (this.#end !== undefined) return;
+    this.#end = error;
+    abandonRun(this.#memory.words);
+  }
+}
+
+function chooseFeatures(options: CpuDeviceOptions): WasmFeatures {
+  const detected = detectWasmFeatures();
+  if (detected === undefined) throw new DeviceError("the cpu device needs WebAssembly SIMD, which this engine lacks");
+  if (options.sharedMemory === true && !detected.sharedMemory) {
+    throw new DeviceError(
+      "this engine has no shared WebAssembly memory: in a browser, the page must be cross-origin isolated (COOP and COEP headers)",
+    );
+  }
+  if (options.relaxedSimd === true && !detected.relaxedSimd) {
+    throw new DeviceError("this engine has no relaxed SIMD: leave relaxedSimd out");
+  }
+  return {
+    relaxedSimd: options.relaxedSimd ?? detected.relaxedSimd,
+    sharedMemory: options.sharedMemory ?? detected.sharedMemory,
+  };
+}
+
+function chooseThreads(options: CpuDeviceOptions, features: WasmFeatures, platform: Platform): number {
+  const threads = options.threads ?? (features.sharedMemory ? Math.min(platform.availableThreads, MAX_THREADS) : 1);
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
+    throw new ArgumentError(`threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`);
+  }
+  if (threads > 1 && !features.sharedMemory) {
+    throw new ArgumentError(`threads must be 1 without shared memory, got ${threads}`);
+  }
+  return threads;
+}

@@ -1,0 +1,32 @@
+/** Worker threads of Node. */
+
+import { availableParallelism } from "node:os";
+import { SHARE_ENV, Worker } from "node:worker_threads";
+import { entryUrl, type Platform } from "./platform.ts";
+
+export const nodePlatform: Platform = {
+  get availableThreads() {
+    return availableParallelism();
+  },
+
+  spawn(start, events) {
+    const worker = new Worker(entryUrl("worker.node"), { workerData: start, env: SHARE_ENV, name: "kvasir" });
+    let reason = "";
+    worker.once("message", () => events.onReady());
+    worker.once("error", (error) => {
+      reason = String(error);
+    });
+    worker.once("exit", (code) => events.onExit(reason || `it ended with code ${code}`));
+    return {
+      terminate() {
+        void worker.terminate();
+      },
+      keepAlive(yes) {
+        if (yes) worker.ref();
+        else worker.unref();
+      },
+    };
+  },
+
+  macrotask: () => new Promise((resolve) => setImmediate(resolve)),
+};

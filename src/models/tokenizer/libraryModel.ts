@@ -1,0 +1,183 @@
+// Tokenizers that @huggingface/tokenizers runs: everything that tokenizer.json can describe. We take its normaliser, pre-tokenizer and
+// model, and do the rest ourselves: its encode() always recognises control tokens, and its decode() tidies up spaces before
+// punctuation, loses byte order marks and writes one U+FFFD for a run of invalid bytes.
+import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
+import { FormatError } from "../../tensor/errors.ts";
+import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
+import type { ChatTemplate } from "./chatTemplate.ts";
+import { type PieceDecoder, parsePieceDecoder } from "./pieceDecoder.ts";
+import { type SectionEncoder, Tokenizer } from "./tokenizer.ts";
+
+/** A tokenizer.json after JSON.parse, as far as we read it ourselves. */
+export interface TokenizerJson {
+  readonly model: object;
+  readonly added_tokens?: readonly AddedTokenJson[] | null;
+  readonly normalizer?: object | null;
+  readonly pre_tokenizer?: object | null;
+  readonly post_processor?: object | null;
+  readonly decoder?: object | null;
+}
+
+export interface AddedTokenJson {
+  readonly id: number;
+  readonly content: string;
+  readonly special?: boolean;
+  readonly normalized?: boolean;
+  readonly lstrip?: boolean;
+  readonly rstrip?: boolean;
+  readonly single_word?: boolean;
+}
+
+/** What tokenizer.json does not say. */
+export interface LibraryTokenizerOptions {
+  readonly bosId: number | undefined;
+  /** From the ids of all tokens and the special tokens to the end tokens. */
+  readonly eosIds: readonly number[];
+  /** Replaces the post-processor: ids around each text. */
+  readonly surroundingIds?: { readonly prefix: readonly number[]; readonly suffix: readonly number[] };
+  readonly chatTemplate: ChatTemplate | undefined;
+}
+
+/** The fields of `added_tokens` with tokenizer.json's defaults filled in. */
+export function addedTokensOf(json: TokenizerJson): AddedToken[] {
+  return (json.added_tokens ?? []).map((token) => ({
+    id: token.id,
+    content: token.content,
+    special: token.special ?? false,
+    normalized: token.normalized ?? !token.special,
+    lstrip: token.lstrip ?? false,
+    rstrip: token.rstrip ?? false,
+    singleWord: token.single_word ?? false,
+  }));
+}
+
+/** Builds a tokenizer from tokenizer.json's content. Throws FormatError for what we or the library cannot run. */
+export function libraryTokenizer(
+  json: TokenizerJson,
+  config: Readonly<Record<string, unknown>>,
+  options: LibraryTokenizerOptions,
+): Tokenizer {
+  const library = construct(json, config);
+  const decoder = parsePieceDecoder(json.decoder);
+  const addedTokens = addedTokensOf(json);
+  const { normalizer, pre_tokenizer: preTokenizer, model } = library;
+  if (model === null) throw new FormatError("tokenizer.json has no model");
+  const normalize = (text: string) => (normalizer === null ? text : normalizer.normalize(text));
+  // Without a normaliser, all tokens are matched in the text as it stands.
+  const isCutFirst = (token: AddedToken) => normalizer === null || !token.normalized;
+  const normalizedTokens = addedTokens
+    .filter((token) => !isCutFirst(token))
+    .map((token) => ({ ...token, content: normalize(token.content) }));
+  const { prefix, suffix } = options.surroundingIds ?? surroundingIds(library);
+  return new Tokenizer({
+    vocabSize: model.vocab.length,
+    model: new LibraryModel({
+      normalize,
+      split: (text, sectionIndex) =>
+        preTokenizer === null ? [text] : preTokenizer.pre_tokenize(text, { section_index: sectionIndex }),
+      encode: (words) => model._call(words),
+      idOf: (piece) => model.tokens_to_ids.get(piece) ?? model.unk_token_id,
+      normalizedTokens,
+    }),
+    bytesAt: pieceBytes(model.vocab, addedTokens, decoder),
+    isByteToken: (id) => decoder.isByteToken(model.vocab[id] ?? ""),
+    addedTokens: addedTokens.filter(isCutFirst),
+    specialIds: new Set(addedTokens.filter((token) => token.special).map((token) => token.id)),
+    bosId: options.bosId,
+    eosIds: options.eosIds,
+    prefixIds: prefix,
+    suffixIds: suffix,
+    invalidBytes: decoder.invalidBytes,
+    leadingSpace: decoder.dropsLeadingSpace ? "dropAtStart" : "keep",
+    chatTemplate: options.chatTemplate,
+  });
+}
+
+/** The steps of the library, each a function of its own. */
+interface LibrarySteps {
+  normalize(text: string): string;
+  split(text: string, sectionIndex: number): string[];
+  encode(words: string[]): string[];
+  idOf(piece: string): number | undefined;
+  readonly normalizedTokens: readonly AddedToken[];
+}
+
+class LibraryModel implements SectionEncoder {
+  readonly #steps: LibrarySteps;
+  /** For tokens matched in normalised text: all of them, and those that carry no control meaning. */
+  readonly #allTokens: AddedTokenSplitter;
+  readonly #plainTokens: AddedTokenSplitter;
+
+  constructor(steps: LibrarySteps) {
+    this.#steps = steps;
+    this.#allTokens = new AddedTokenSplitter(steps.normalizedTokens);
+    this.#plainTokens = new AddedTokenSplitter(steps.normalizedTokens.filter((token) => !token.special));
+  }
+
+  encodeSection(text: string, sectionIndex: number, parseSpecialTokens: boolean, ids: number[]): void {
+    const splitter = parseSpecialTokens ? this.#allTokens : this.#plainTokens;
+    for (const section of splitter.split(this.#steps.normalize(text))) {
+      if (typeof section !== "string") {
+        ids.push(section.id);
+        continue;
+      }
+      for (const piece of this.#steps.encode(this.#steps.split(section, sectionIndex))) {
+        const id = this.#steps.idOf(piece);
+        if (id === undefined) throw new FormatError(`tokenizer.json has no token for "${piece}" and no unknown token`);
+        ids.push(id);
+      }
+    }
+  }
+}
+
+function construct(json: TokenizerJson, config: Readonly<Record<string, unknown>>): LibraryTokenizer {
+  // The library wants all keys to be there; files leave out what is null.
+  const complete = {
+    normalizer: null,
+    pre_tokenizer: null,
+    post_processor: null,
+    decoder: null,
+    ...json,
+    added_tokens: json.added_tokens ?? [],
+  };
+  try {
+    return new LibraryTokenizer(complete, config);
+  } catch (cause) {
+    const message = cause instanceof Error ? cause.message : String(cause);
+    throw new FormatError(`tokenizer.json describes a tokenizer that cannot be built: ${message}`, { cause });
+  }
+}
+
+/** The ids that the post-processor puts around a text, seen by letting it process a stand-in. */
+function surroundingIds(library: LibraryTokenizer): { prefix: number[]; suffix: number[] } {
+  const { post_processor: postProcessor } = library;
+  if (postProcessor === null) return { prefix: [], suffix: [] };
+  const standIn = "\u0000text\u0000";
+  const { tokens } = postProcessor.post_process([standIn], null, true);
+  const at = tokens.indexOf(standIn);
+  const idOf = (token: string): number => {
+    const id = library.token_to_id(token);
+    if (id === undefined)
+      throw new FormatError(`The post-processor of tokenizer.json adds "${token}", which is no token`);
+    return id;
+  };
+  return { prefix: tokens.slice(0, at).map(idOf), suffix: tokens.slice(at + 1).map(idOf) };
+}
+
+/** Bytes by id, made when first asked for. Added tokens stand for themselves, whatever the spelling of the other pieces is. */
+function pieceBytes(
+  vocabulary: readonly (string | undefined)[],
+  addedTokens: readonly AddedToken[],
+  decoder: PieceDecoder,
+): (id: number) => Uint8Array {
+  const encoder = new TextEncoder();
+  const added = new Set(addedTokens.map((token) => token.id));
+  const known: (Uint8Array | undefined)[] = new Array(vocabulary.length);
+  return (id) => {
+    const bytes = known[id];
+    if (bytes !== undefined) return bytes;
+    const piece = vocabulary[id] ?? "";
+    known[id] = added.has(id) ? encoder.encode(piece) : decoder.bytesOf(piece);
+    return known[id];
+  };
+}

@@ -1,0 +1,10 @@
+// What a model is (ModelConfig), which tensors it has, and how both are found in a config.json, GGUF metadata or a llama2.c header.
+
+export { type ExpectedTensor, expectedTensors } from "./expectedTensors.ts";
+export {
+  type Activation,
+  type LayerConfig,
+  type ModelConfig,
+  type ModelFamily,
+  modelFamilies,
+} from "./modelConfig.ts";

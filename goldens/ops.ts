@@ -1,0 +1,28 @@
+/** The golden cases of single operations: which function runs which op. */
+import { runAttention } from "./attention.ts";
+import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
+import { runCast, runDequantize } from "./quant.ts";
+import { runRope } from "./rope.ts";
+
+type OpRunner = (golden: GoldenCase, target: GoldenTarget) => Promise<Readonly<Record<string, ArrayLike<number>>>>;
+
+const runners: Readonly<Record<string, OpRunner>> = {
+  ragged_paged_attention: runAttention,
+  paged_decode: runAttention,
+  paged_attention: runAttention,
+  rope: runRope,
+  gguf_dequantize: runDequantize,
+  cast_from_f32: runCast,
+};
+
+export const opGoldens: GoldenFamily = {
+  name: "ops",
+  claims: (_path, json) => isCaseFile(json),
+  async run(path, json, target) {
+    if (!isCaseFile(json)) throw new Error("not a case of an operation");
+    const runner = runners[json.op];
+    if (!runner) throw new Error(`unknown op ${json.op}; known are ${Object.keys(runners).join(", ")}`);
+    const golden = new GoldenCase(path, json);
+    return golden.judge(await runner(golden, target));
+  },
+};

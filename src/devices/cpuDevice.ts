@@ -92,6 +92,8 @@ export class CpuDevice {
     if (!(maxMemoryBytes > CONTROL_BYTES)) {
       throw new ArgumentError(`maxMemoryBytes must be more than ${CONTROL_BYTES}, got ${maxMemoryBytes}`);
     }
+    if (maxMemoryBytes > 2 ** 32)
+      throw new ArgumentError(`maxMemoryBytes must be at most ${2 ** 32}, got ${maxMemoryBytes}`);
     const spin = options.spinMicroseconds ?? 50;
     const device = new CpuDevice(
       threads,

@@ -5,7 +5,8 @@ import { normalCdf } from "./normalDistribution.ts";
 /** The activation functions of one element. */
 export const activations: Readonly<Record<Activation, (x: number) => number>> = {
   silu: (x) => x / (1 + Math.exp(-x)),
-  geluTanh: (x) => 0.5 * x * (1 + Math.tanh(Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
+  // (1 + tanh u) / 2 written as 1 / (1 + exp(-2u)), which does not cancel for negative u.
+  geluTanh: (x) => x / (1 + Math.exp(-2 * Math.sqrt(2 / Math.PI) * (x + 0.044715 * x ** 3))),
   geluErf: (x) => x * normalCdf(x),
   relu: (x) => Math.max(x, 0),
 };

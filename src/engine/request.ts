@@ -46,13 +46,19 @@ export function validateRequest(request: EngineRequest, limits: RequestLimits): 
   const { id, promptTokens, maxTokens, n = 1 } = request;
   const { vocabSize, maxPositions, numPages, pageSize } = limits;
   const { length } = promptTokens;
-  if (length === 0) throw new ArgumentError(`request ${id}: promptTokens is empty; give at least one token, such as the model's begin token`);
+  if (length === 0)
+    throw new ArgumentError(
+      `request ${id}: promptTokens is empty; give at least one token, such as the model's begin token`,
+    );
   if (!Number.isSafeInteger(maxTokens) || maxTokens < 0) {
     throw new ArgumentError(`request ${id}: maxTokens = ${maxTokens} must be an integer of at least 0`);
   }
-  if (!Number.isSafeInteger(n) || n < 1) throw new ArgumentError(`request ${id}: n = ${n} must be an integer of at least 1`);
+  if (!Number.isSafeInteger(n) || n < 1)
+    throw new ArgumentError(`request ${id}: n = ${n} must be an integer of at least 1`);
   if (length > maxPositions) {
-    throw new CapacityError(`request ${id}: the prompt has ${length} tokens; the model's context holds ${maxPositions}`);
+    throw new CapacityError(
+      `request ${id}: the prompt has ${length} tokens; the model's context holds ${maxPositions}`,
+    );
   }
   if (length > numPages * pageSize) {
     throw new CapacityError(

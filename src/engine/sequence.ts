@@ -2,7 +2,7 @@
  * One sample of a request: its tokens, prompt first, and how many of them the cache holds. It outlives preemption; its pages do not.
  */
 
-import type { CacheSequence } from "../cache/kvCache.ts";
+import type { CacheSequence } from "../cache/cacheSequence.ts";
 import type { EngineRequest } from "./request.ts";
 
 export class Sequence {

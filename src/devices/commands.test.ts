@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { assemble } from "../../test/devices/kernels.ts";
 import type { CommandList } from "./commands.ts";
 import { CpuDevice } from "./cpuDevice.ts";
-import { assemble } from "./testModules.ts";
 
 let device: CpuDevice;
 let commands: CommandList;

@@ -1,6 +1,6 @@
 import { afterEach, describe, expect, it } from "vitest";
+import { meet, permuteAndAdd, useScratch } from "../../test/devices/kernels.ts";
 import { CpuDevice, type CpuDeviceOptions } from "./cpuDevice.ts";
-import { meet, permuteAndAdd, useScratch } from "./testModules.ts";
 
 const devices: CpuDevice[] = [];
 

@@ -3,11 +3,11 @@
 import { spawnSync } from "node:child_process";
 import { fileURLToPath } from "node:url";
 import { afterEach, describe, expect, it } from "vitest";
+import { permuteAndAdd, trapAt, useScratch, workerStays, workerTraps } from "../../test/devices/kernels.ts";
 import { SCRATCH_POINTER } from "./controlBlock.ts";
 import { CpuDevice } from "./cpuDevice.ts";
 import { nodePlatform } from "./platform.node.ts";
 import type { Platform, WorkerHandle } from "./platform.ts";
-import { permuteAndAdd, trapAt, useScratch, workerStays, workerTraps } from "./testModules.ts";
 
 const devices: CpuDevice[] = [];
 const workers: WorkerHandle[] = [];

@@ -1,7 +1,7 @@
 /** Kernels for tests, in WebAssembly text: they need atomics and traps, which the kernel language does not have. */
 
 import loadWabt from "wabt";
-import type { KernelModule } from "./kernelStore.ts";
+import type { KernelModule } from "../../src/devices/kernelStore.ts";
 
 const wabt = await loadWabt();
 

@@ -4,7 +4,6 @@ import {
   type AttentionSpec,
   combinedStrides,
   nhdStrides,
-  type PageStorage,
   type PageStrides,
 } from "../src/ops/attention/contract.ts";
 import { attentionReference } from "../src/ops/attention/reference.ts";

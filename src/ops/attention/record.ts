@@ -1,0 +1,137 @@
+/**
+ * Attention on the CPU device: the plan of a step with its device memory, and the function that records a layer's call. The kernels are in
+ * cpu.ts, what they compute in contract.ts and reference.ts.
+ */
+import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import { ArgumentError } from "../../tensor/index.ts";
+import type { Recorder } from "../recorder.ts";
+import { type AttentionBatch, type AttentionSpec, nhdStrides, type PageStrides } from "./contract.ts";
+import { attentionKernel, attentionMergeKernel } from "./cpu.ts";
+import { storageBytes } from "./keyLoader.ts";
+import { AttentionPlan } from "./plan.ts";
+
+/**
+ * A plan and its device memory: work list, block tables, partial results. Update it once a step, while no commands that use it run;
+ * record it for every layer of the same spec. Memory only grows, until `release`.
+ */
+export class CpuAttentionPlan {
+  readonly device: CpuDevice;
+  readonly plan: AttentionPlan;
+  readonly #buffers = new Map<string, DeviceBuffer>();
+
+  /** Throws ArgumentError for a spec that no kernel can run. */
+  constructor(device: CpuDevice, spec: AttentionSpec) {
+    this.device = device;
+    this.plan = new AttentionPlan(spec, device.threads);
+  }
+
+  get spec(): AttentionSpec {
+    return this.plan.spec;
+  }
+
+  /** Plans a step and copies its work list and block tables. Throws ArgumentError for lengths or pages that do not fit together. */
+  update(batch: AttentionBatch): void {
+    this.plan.update(batch);
+    this.#write("items", this.plan.items);
+    this.#write("merges", this.plan.merges);
+    this.#write("block tables", batch.blockTables.subarray(0, batch.numSeqs * batch.maxPages));
+    this.#reserve("partial sums", this.plan.numPartialRows * this.spec.headDim * 4);
+    this.#reserve("partial states", this.plan.numPartialRows * 8);
+  }
+
+  /** Address of one of the plan's buffers; 0 where the plan needs none. */
+  pointer(name: "items" | "merges" | "block tables" | "partial sums" | "partial states"): number {
+    return this.#buffers.get(name)?.pointer ?? 0;
+  }
+
+  /** Gives the device memory back. */
+  release(): void {
+    for (const buffer of this.#buffers.values()) this.device.free(buffer);
+    this.#buffers.clear();
+  }
+
+  #write(name: string, values: Int32Array): void {
+    if (values.length === 0) return;
+    this.device.i32(this.#reserve(name, values.byteLength)).set(values);
+  }
+
+  #reserve(name: string, numBytes: number): DeviceBuffer {
+    const old = this.#buffers.get(name);
+    if (old && old.numBytes >= numBytes) return old;
+    if (old) this.device.free(old);
+    const buffer = this.device.allocate(Math.max(numBytes, 2 * (old?.numBytes ?? 0), 64), `attention ${name}`);
+    this.#buffers.set(name, buffer);
+    return buffer;
+  }
+}
+
+/** Device addresses. All rows of q and out are f32. */
+export interface AttentionArgs {
+  /** [numRows, numQHeads, headDim] */
+  readonly q: number;
+  readonly kPages: number;
+  readonly vPages: number;
+  /** [numRows, numQHeads, headDim]; may be q itself only if the rows have the same stride. */
+  readonly out: number;
+  /** [numRows, numQHeads]; needed if the spec has returnLse. */
+  readonly lse?: number;
+  /** Elements between the rows of q; numQHeads * headDim by default. */
+  readonly qRowStride?: number;
+  /** Elements between the rows of out; numQHeads * headDim by default. */
+  readonly outRowStride?: number;
+  /** nhdStrides of the spec by default. */
+  readonly kStrides?: PageStrides;
+  readonly vStrides?: PageStrides;
+}
+
+/** Records attention of the planned batch over one layer's pages. Throws ArgumentError naming the argument that does not fit. */
+export function recordAttention({ device, commands }: Recorder, planned: CpuAttentionPlan, args: AttentionArgs): void {
+  const { plan, spec } = planned;
+  const { numQHeads, numKvHeads, headDim, storage } = spec;
+  const rowLength = numQHeads * headDim;
+  const { lse, qRowStride = rowLength, outRowStride = rowLength } = args;
+  if (spec.returnLse && lse === undefined) throw new ArgumentError("lse must be given because the spec has returnLse");
+  requireStride("qRowStride", qRowStride, rowLength);
+  requireStride("outRowStride", outRowStride, rowLength);
+  const { kStrides = nhdStrides(spec), vStrides = nhdStrides(spec) } = args;
+  const elementBytes = storageBytes(storage);
+  const shared = {
+    out: args.out,
+    lse: lse ?? 0,
+    outRowBytes: outRowStride * 4,
+    partialAcc: planned.pointer("partial sums"),
+    partialState: planned.pointer("partial states"),
+  };
+  commands.launch(
+    device.compile(attentionKernel, spec),
+    {
+      ...shared,
+      items: planned.pointer("items"),
+      q: args.q,
+      kPages: args.kPages,
+      vPages: args.vPages,
+      blockTables: planned.pointer("block tables"),
+      maxPages: plan.batch.maxPages,
+      qRowBytes: qRowStride * 4,
+      kPageBytes: kStrides.page * elementBytes,
+      kSlotBytes: kStrides.slot * elementBytes,
+      kHeadBytes: kStrides.head * elementBytes,
+      vPageBytes: vStrides.page * elementBytes,
+      vSlotBytes: vStrides.slot * elementBytes,
+      vHeadBytes: vStrides.head * elementBytes,
+    },
+    plan.numItems * numKvHeads,
+    { grain: 1 },
+  );
+  commands.launch(
+    device.compile(attentionMergeKernel, spec),
+    { ...shared, merges: planned.pointer("merges") },
+    plan.numMerges * numKvHeads,
+    { grain: 1 },
+  );
+}
+
+function requireStride(name: string, stride: number, rowLength: number): void {
+  if (Number.isInteger(stride) && stride >= rowLength) return;
+  throw new ArgumentError(`${name} must be an integer of at least numQHeads * headDim = ${rowLength}, got ${stride}`);
+}

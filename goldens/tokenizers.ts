@@ -5,7 +5,8 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { basename, dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { openModelFile } from "../src/models/formats/index.ts";
+import { fileSource } from "../src/models/formats/file.node.ts";
+import { openGguf } from "../src/models/formats/gguf.ts";
 import { ChatTemplate, loadTokenizerJson, type Tokenizer, tokenizerFromGguf } from "../src/models/tokenizer/index.ts";
 import type { GoldenFamily } from "./case.ts";
 
@@ -100,8 +101,8 @@ function kindOf(path: string): "gemma" | "chat" | "library" | undefined {
 }
 
 async function gemmaTokenizer(path: string): Promise<Tokenizer> {
-  if (!existsSync(path)) throw new Error(`${path} does not exist: \`npm run fetch-gemma\` gets it`);
-  const file = await openModelFile(path);
+  if (!existsSync(path)) throw new Error(`${path} does not exist: \`npm run fetch:gemma\` gets it`);
+  const file = await openGguf(await fileSource(path));
   try {
     return tokenizerFromGguf(file.metadata);
   } finally {

@@ -92,6 +92,14 @@ describe("CommandList", () => {
     expect([commands.numChunks, commands.widestStage]).toEqual([8, 4]);
   });
 
+  it("keeps devices apart", async () => {
+    const other = await CpuDevice.create({ threads: 1 });
+    const kernel = other.load(store);
+    expect(() => commands.launch(kernel, { out: 0, a: 0, b: 0 }, 1)).toThrow("store was compiled for another device");
+    await expect(other.run(commands)).rejects.toThrow("recorded for another device");
+    await other.close();
+  });
+
   it("cannot be used after it was freed", () => {
     const list = device.commands();
     list.free();

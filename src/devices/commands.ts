@@ -82,8 +82,9 @@ export class CommandList {
   }
 
   /** The device marks the time in which threads read the list, and it cannot be changed. */
-  begin(): void {
+  begin(memory: DeviceMemory): void {
     this.#checkIdle("run");
+    if (memory !== this.#owner.memory) throw new ArgumentError("run: these commands were recorded for another device");
     this.#isRunning = true;
   }
 
@@ -102,6 +103,7 @@ export class CommandList {
     options?: LaunchOptions,
   ): void {
     this.#checkIdle("launch");
+    if (kernel.memory !== this.#owner.memory) throw new ArgumentError(`${kernel.name} was compiled for another device`);
     if (!Number.isInteger(numTasks) || numTasks < 0 || numTasks > 0x7fffffff) {
       throw new ArgumentError(`numTasks of ${kernel.name} must be a whole number below 2^31, got ${numTasks}`);
     }

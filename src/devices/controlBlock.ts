@@ -20,6 +20,8 @@ export const WORKER_WAKE = 128;
 /** Number of sleeping workers, plus ENGINE_SLEEPS when thread 0 sleeps. */
 export const SLEEPERS = 160;
 export const ENGINE_SLEEPS = 1 << 16;
+/** Threads of the device, thread 0 included. Written before any of them starts. */
+export const THREADS = 175;
 /** 1 when the workers must end. */
 export const SHUTDOWN = 176;
 
@@ -90,24 +92,32 @@ export function publishRun(words: Int32Array, run: RunDescription): void {
   Atomics.store(words, RUN_IS_READABLE, 1);
   Atomics.store(words, DONE, begin);
   Atomics.store(words, TICKET, begin);
-  wakeThreads(words, run.widestStage - 1);
+  wakeThreads(words, run.widestStage);
 }
 
-/** Wakes up to `count` sleeping threads, thread 0 first. One atomic load when nobody sleeps. */
-export function wakeThreads(words: Int32Array, count: number): void {
-  if (count <= 0) return;
+/**
+ * Sees to it that `numUseful` threads are awake, if the device has as many. One atomic load when nobody sleeps. Threads that spin
+ * count as awake: waking another one for them would only cost time.
+ */
+export function wakeThreads(words: Int32Array, numUseful: number): void {
   const sleepers = Atomics.load(words, SLEEPERS);
   if (sleepers === 0) return;
-  let left = count;
-  if (sleepers >= ENGINE_SLEEPS) {
-    Atomics.add(words, ENGINE_WAKE, 1);
-    Atomics.notify(words, ENGINE_WAKE, 1);
-    left--;
+  const engineSleeps = sleepers >= ENGINE_SLEEPS ? 1 : 0;
+  const numAwake = words[THREADS] - (sleepers % ENGINE_SLEEPS) - engineSleeps;
+  let wanted = numUseful - numAwake;
+  if (wanted > 0 && engineSleeps === 1) {
+    wakeEngine(words);
+    wanted--;
   }
-  if (left > 0 && sleepers % ENGINE_SLEEPS > 0) {
+  if (wanted > 0) {
     Atomics.add(words, WORKER_WAKE, 1);
-    Atomics.notify(words, WORKER_WAKE, left);
+    Atomics.notify(words, WORKER_WAKE, wanted);
   }
+}
+
+export function wakeEngine(words: Int32Array): void {
+  Atomics.add(words, ENGINE_WAKE, 1);
+  Atomics.notify(words, ENGINE_WAKE, 1);
 }
 
 /** Leaves nothing of the run to claim, and the run forever incomplete: for a device that will not run again. */

@@ -13,7 +13,7 @@ import {
 import { ArgumentError, CapacityError, DeviceError } from "../tensor/errors.ts";
 import { Allocator, type DeviceBuffer } from "./allocator.ts";
 import { CommandList } from "./commands.ts";
-import { abandonRun, CONTROL_BYTES, publishRun, readFailure } from "./controlBlock.ts";
+import { abandonRun, CONTROL_BYTES, publishRun, readFailure, THREADS } from "./controlBlock.ts";
 import { detectPlatform } from "./detectPlatform.ts";
 import { Executor } from "./executor.ts";
 import { type DeviceKernel, KERNEL_RECORD_BYTES, type KernelModule, writeKernelRecord } from "./kernelStore.ts";
@@ -75,6 +75,7 @@ export class CpuDevice {
     this.features = features;
     this.#memory = memory;
     this.#platform = platform;
+    memory.words[THREADS] = threads;
     this.#allocator = new Allocator(CONTROL_BYTES, memory.maxBytes);
     this.#executor = new Executor(memory.memory, 0, {
       spinMicroseconds: spin,
@@ -168,6 +169,14 @@ export class CpuDevice {
     return new Int32Array(this.#memory.memory.buffer, pointer >>> 0, length);
   }
 
+  u16At(pointer: number, length: number): Uint16Array {
+    return new Uint16Array(this.#memory.memory.buffer, pointer >>> 0, length);
+  }
+
+  i8At(pointer: number, length: number): Int8Array {
+    return new Int8Array(this.#memory.memory.buffer, pointer >>> 0, length);
+  }
+
   u8At(pointer: number, length: number): Uint8Array {
     return new Uint8Array(this.#memory.memory.buffer, pointer >>> 0, length);
   }
@@ -209,6 +218,7 @@ export class CpuDevice {
       isFloat: Uint8Array.from(module.params, ({ type }) => (type === "f32" ? 1 : 0)),
       recordPointer,
       scratchBytes: module.scratchBytes,
+      memory: this.#memory,
     };
   }
 
@@ -228,7 +238,7 @@ export class CpuDevice {
    * Rejects with DeviceError when a kernel traps (the device stays usable), a worker dies or the device is closed (it does not).
    */
   async run(commands: CommandList): Promise<void> {
-    commands.begin();
+    commands.begin(this.#memory);
     const before = this.#lastRun;
     const turn = Promise.withResolvers<void>();
     this.#lastRun = turn.promise;

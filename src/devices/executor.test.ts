@@ -1,18 +1,6 @@
-import { afterEach, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { meet, permuteAndAdd, useScratch } from "../../test/devices/kernels.ts";
 import { CpuDevice, type CpuDeviceOptions } from "./cpuDevice.ts";
-
-const devices: CpuDevice[] = [];
-
-async function create(options: CpuDeviceOptions): Promise<CpuDevice> {
-  const device = await CpuDevice.create(options);
-  devices.push(device);
-  return device;
-}
-
-afterEach(async () => {
-  for (const device of devices.splice(0)) await device.close();
-});
 
 const COUNT = 61;
 
@@ -33,8 +21,13 @@ const settings: [string, CpuDeviceOptions][] = [
 ];
 
 describe.each(settings)("%s", (_name, options) => {
+  let device: CpuDevice;
+  beforeAll(async () => {
+    device = await CpuDevice.create(options);
+  });
+  afterAll(() => device.close());
+
   it("waits for each launch before the next", async () => {
-    const device = await create(options);
     const kernel = device.load(permuteAndAdd(device.features.sharedMemory));
     const buffers = [device.allocate(COUNT * 4, "a"), device.allocate(COUNT * 4, "b")];
     device.i32(buffers[0]).set(expected(0));
@@ -52,7 +45,6 @@ describe.each(settings)("%s", (_name, options) => {
   });
 
   it("runs a thousand short lists of changing length without a leak", async () => {
-    const device = await create(options);
     const kernel = device.load(permuteAndAdd(device.features.sharedMemory));
     const buffers = [device.allocate(COUNT * 4, "a"), device.allocate(COUNT * 4, "b")];
     device.i32(buffers[0]).set(expected(0));
@@ -76,7 +68,6 @@ describe.each(settings)("%s", (_name, options) => {
   });
 
   it("gives each thread scratch of its own, as large as the kernels need", async () => {
-    const device = await create(options);
     if (!device.features.sharedMemory) return;
     const commands = device.commands();
     for (const scratchBytes of [100, 5000]) {
@@ -97,7 +88,7 @@ describe.each(settings)("%s", (_name, options) => {
 
 describe("overlap", () => {
   it("lets the next launch begin, and the one after it waits for both", async () => {
-    const device = await create({ threads: 3 });
+    const device = await CpuDevice.create({ threads: 3 });
     const kernel = device.load(meet);
     const permute = device.load(permuteAndAdd(true));
     const counter = device.allocate(64, "counter");
@@ -110,10 +101,11 @@ describe("overlap", () => {
     commands.launch(permute, { from: counter.pointer, out: seen.pointer, count: 1 }, 1);
     await device.run(commands);
     expect(device.i32(seen)[0]).toBe(4);
+    await device.close();
   });
 
   it("wakes as many sleepers as a launch has chunks", async () => {
-    const device = await create({ threads: 4, spinMicroseconds: 0 });
+    const device = await CpuDevice.create({ threads: 4, spinMicroseconds: 0 });
     const kernel = device.load(meet);
     const counter = device.allocate(64, "counter");
     const commands = device.commands();
@@ -123,12 +115,13 @@ describe("overlap", () => {
     }
     await device.run(commands);
     expect(device.i32(counter)[0]).toBe(100);
+    await device.close();
   });
 });
 
 describe("memory", () => {
   it("that has grown is there for all threads at once", async () => {
-    const device = await create({ threads: 2 });
+    const device = await CpuDevice.create({ threads: 2 });
     const kernel = device.load(meet);
     const commands = device.commands();
     await device.run(commands);
@@ -140,5 +133,6 @@ describe("memory", () => {
       await device.run(late);
       expect(device.i32(counter)[0]).toBe(2);
     }
+    await device.close();
   });
 });

@@ -35,6 +35,7 @@ import {
   SLEEPERS,
   TICKET,
   WORKER_WAKE,
+  wakeEngine,
   wakeThreads,
 } from "./controlBlock.ts";
 import { instantiateKernel, type KernelFunction } from "./kernelStore.ts";
@@ -195,10 +196,10 @@ export class Executor {
     }
   }
 
-  /** Called with threads asleep: if `done` chunks end a stage, wakes as many threads as the next stage has use for. */
+  /** Called with threads asleep: if `done` chunks end a stage, wakes as many threads as the next stage can use. */
   #wakeForNextStage(words: Int32Array, done: number): void {
     if (done === this.#numChunks) {
-      if (Atomics.load(words, SLEEPERS) >= ENGINE_SLEEPS) wakeThreads(words, 1);
+      if (Atomics.load(words, SLEEPERS) >= ENGINE_SLEEPS) wakeEngine(words);
       return;
     }
     const end = this.#commands + this.#numCommands * COMMAND_WORDS;
@@ -210,7 +211,7 @@ export class Executor {
       stageEnd = words[command + COMMAND_END];
       command += COMMAND_WORDS;
     }
-    wakeThreads(words, stageEnd - done - 1);
+    wakeThreads(words, stageEnd - done);
   }
 
   /** Sleeps until another thread changes something worth looking at. */

@@ -4,6 +4,8 @@
  * (engines share the machine code of equal bytes). Making the bytes is left to src/kernels.
  */
 
+import type { DeviceMemory } from "./memory.ts";
+
 /** A module as the kernel compiler makes it: imports `env.memory`, exports `run(params, begin, end, scratch)`. */
 export interface KernelModule {
   readonly name: string;
@@ -29,6 +31,8 @@ export interface DeviceKernel<Name extends string = string> {
   readonly isFloat: Uint8Array;
   readonly recordPointer: number;
   readonly scratchBytes: number;
+  /** The memory of the device that can run it. */
+  readonly memory: DeviceMemory;
 }
 
 export type KernelFunction = (params: number, begin: number, end: number, scratch: number) => void;

@@ -41,7 +41,7 @@ export class PlainBoard implements Board {
   readonly #titles: readonly string[];
   readonly #pending: string[];
   readonly #isTitled: boolean[];
-  #figuresAt = 0;
+  #figuresAt = Number.NEGATIVE_INFINITY;
 
   constructor(titles: readonly string[], stream: TextStream) {
     this.#stream = stream;

@@ -31,7 +31,10 @@ export function formatRate(perSecond: number): string {
 
 /** `850 µs`, `12.3 ms`, `4.20 s`, `2 min 5 s`. */
 export function formatSeconds(seconds: number): string {
-  if (seconds >= 99.95) return `${Math.floor(seconds / 60)} min ${Math.round(seconds % 60)} s`;
+  if (seconds >= 99.95) {
+    const whole = Math.round(seconds);
+    return `${Math.floor(whole / 60)} min ${whole % 60} s`;
+  }
   if (seconds >= 0.9995) return `${significant(seconds)} s`;
   if (seconds >= 0.9995e-3) return `${significant(seconds * 1e3)} ms`;
   return `${significant(seconds * 1e6)} µs`;

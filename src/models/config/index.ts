@@ -2,7 +2,6 @@
 
 export { type ExpectedTensor, expectedTensors } from "./expectedTensors.ts";
 export {
-  type Activation,
   type LayerConfig,
   type ModelConfig,
   type ModelFamily,

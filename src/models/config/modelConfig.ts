@@ -1,6 +1,7 @@
 // What a decoder-only language model is, as plain data: everything the forward pass must know beside the weights. The readers beside this file
 // make it from a config.json or from GGUF metadata; nothing here depends on where it came from.
 
+import type { Activation } from "../../ops/gatedActivation/contract.ts";
 import type { RopeSpec } from "../../ops/rope/contract.ts";
 
 /** The model families Kvasir runs. */
@@ -8,9 +9,6 @@ export type ModelFamily = "llama" | "mistral" | "qwen2" | "qwen3" | "gemma2" | "
 
 /** Every family, in the order error messages list them. */
 export const modelFamilies: readonly ModelFamily[] = ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"];
-
-/** The nonlinearity of the gated MLP: down(activation(gate x) * up x). */
-export type Activation = "silu" | "gelu" | "geluTanh";
 
 /** What may differ from one layer to the next. */
 export interface LayerConfig {
@@ -39,6 +37,7 @@ export interface ModelConfig {
    * tensors postAttentionNorm and postMlpNorm).
    */
   readonly normLayout: "pre" | "sandwich";
+  /** The nonlinearity of the gated MLP: down(activation(gate x) * up x). */
   readonly activation: Activation;
   /** Factor on the embedding rows (Gemma: sqrt(hiddenSize)); 1 elsewhere. */
   readonly embeddingScale: number;

@@ -199,8 +199,8 @@ export class KernelBuilder implements KernelTarget {
     this.block.push({
       kind: "if",
       condition: condition.expression,
-      then: this.nested(then),
-      otherwise: otherwise === undefined ? [] : this.nested(otherwise),
+      whenTrue: this.nested(then),
+      whenFalse: otherwise === undefined ? [] : this.nested(otherwise),
     });
   }
 

@@ -30,8 +30,8 @@ function printStatement(statement: Statement, tree: KernelTree, depth: number): 
       return `${indent}while ${text(statement.condition)}\n${block(statement.body, tree, depth + 1)}`;
     case "if": {
       const otherwise =
-        statement.otherwise.length > 0 ? `${indent}else\n${block(statement.otherwise, tree, depth + 1)}` : "";
-      return `${indent}if ${text(statement.condition)}\n${block(statement.then, tree, depth + 1)}${otherwise}`;
+        statement.whenFalse.length > 0 ? `${indent}else\n${block(statement.whenFalse, tree, depth + 1)}` : "";
+      return `${indent}if ${text(statement.condition)}\n${block(statement.whenTrue, tree, depth + 1)}${otherwise}`;
     }
   }
 }

@@ -93,8 +93,8 @@ export type Statement =
   | {
       readonly kind: "if";
       readonly condition: Expression;
-      readonly then: readonly Statement[];
-      readonly otherwise: readonly Statement[];
+      readonly whenTrue: readonly Statement[];
+      readonly whenFalse: readonly Statement[];
     };
 
 export type ParameterType = "pointer" | "i32" | "f32";

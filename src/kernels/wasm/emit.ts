@@ -112,10 +112,10 @@ class FunctionEmitter {
       case "if":
         this.expression(statement.condition);
         this.out.bytes([opcode.if, emptyBlock]);
-        for (const inner of statement.then) this.statement(inner);
-        if (statement.otherwise.length > 0) {
+        for (const inner of statement.whenTrue) this.statement(inner);
+        if (statement.whenFalse.length > 0) {
           this.out.byte(opcode.else);
-          for (const inner of statement.otherwise) this.statement(inner);
+          for (const inner of statement.whenFalse) this.statement(inner);
         }
         this.out.byte(opcode.end);
     }
@@ -199,13 +199,15 @@ class FunctionEmitter {
       case "as.i32v":
       case "as.i16v":
       case "as.i8v":
-        return this.expression(a);
+        this.expression(a);
+        return;
       case "f32v.min":
       case "f32v.max":
         // pmin(x, y) is y < x ? y : x, which is our min; pmax(x, y) is x < y ? y : x, which is our max.
         this.expression(a);
         this.expression(b);
-        return this.instruction(operation === "f32v.min" ? opcode.f32x4Pmin : opcode.f32x4Pmax);
+        this.instruction(operation === "f32v.min" ? opcode.f32x4Pmin : opcode.f32x4Pmax);
+        return;
       case "f32.min":
       case "f32.max": {
         const [x, y] = [this.keep(a, valueTypes.f32), this.keep(b, valueTypes.f32)];
@@ -214,39 +216,46 @@ class FunctionEmitter {
         if (operation === "f32.min") this.get(y, x);
         else this.get(x, y);
         this.out.byte(plainOperations["f32.lt"] as number);
-        return this.instruction(opcode.select);
+        this.instruction(opcode.select);
+        return;
       }
       case "i32.select":
       case "f32.select":
         this.expression(b);
         this.expression(c);
         this.expression(a);
-        return this.instruction(opcode.select);
+        this.instruction(opcode.select);
+        return;
       case "f32v.select":
       case "i32v.select":
         this.expression(b);
         this.expression(c);
         this.expression(a);
-        return this.instruction(this.features.relaxedSimd ? opcode.relaxedLaneselect : opcode.bitselect);
+        this.instruction(this.features.relaxedSimd ? opcode.relaxedLaneselect : opcode.bitselect);
+        return;
       case "f32v.fma":
         this.expression(a);
         this.expression(b);
         if (!this.features.relaxedSimd) this.instruction(opcode.f32x4Mul);
         this.expression(c);
-        return this.instruction(this.features.relaxedSimd ? opcode.relaxedMadd : opcode.f32x4Add);
+        this.instruction(this.features.relaxedSimd ? opcode.relaxedMadd : opcode.f32x4Add);
+        return;
       case "f32v.pairAdd":
       case "i32v.pairAdd": {
         const [x, y] = [this.keep(a, valueTypes.i32v), this.keep(b, valueTypes.i32v)];
         this.shuffle(x, y, evenWords);
         this.shuffle(x, y, oddWords);
-        return this.instruction(operation === "f32v.pairAdd" ? opcode.f32x4Add : (plainOperations["i32v.add"] ?? 0));
+        this.instruction(operation === "f32v.pairAdd" ? opcode.f32x4Add : (plainOperations["i32v.add"] ?? 0));
+        return;
       }
       case "i8v.lookup16":
         this.expression(a);
         this.expression(b);
-        return this.instruction(this.features.relaxedSimd ? opcode.relaxedSwizzle : opcode.swizzle);
+        this.instruction(this.features.relaxedSimd ? opcode.relaxedSwizzle : opcode.swizzle);
+        return;
       case "i8v.dotPairsU7":
-        return this.dotPairsU7(a, b);
+        this.dotPairsU7(a, b);
+        return;
       default:
         throw new Error(`the WebAssembly back end has no instruction for ${operation}`);
     }
@@ -256,7 +265,8 @@ class FunctionEmitter {
     if (this.features.relaxedSimd) {
       this.expression(a);
       this.expression(b);
-      return this.instruction(opcode.relaxedDotPairs);
+      this.instruction(opcode.relaxedDotPairs);
+      return;
     }
     const [x, y] = [this.keep(a, valueTypes.i8v), this.keep(b, valueTypes.i8v)];
     this.get(x, y);

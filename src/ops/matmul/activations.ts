@@ -26,7 +26,8 @@ export function activationRowBytes(arithmetic: Exclude<Arithmetic, "f32">, colum
 const metaOfRow = (columns: number): number => (columns / activationBlock) * metaBytes;
 
 /** Where the scales of a row begin. */
-export const metaStart = (arithmetic: Exclude<Arithmetic, "f32">, columns: number): number => columns * integerBytes(arithmetic);
+export const metaStart = (arithmetic: Exclude<Arithmetic, "f32">, columns: number): number =>
+  columns * integerBytes(arithmetic);
 
 export interface QuantizeSpec {
   readonly arithmetic: "i8" | "i16";

@@ -59,7 +59,8 @@ const words = (source: number, count: number): Field => ({ source, unitBytes: 4,
 const halves = (source: number, count = 1): Field => ({ source, unitBytes: 2, count });
 
 const lowNibbles = (k: KernelBuilder, packed: Value<"i32v">): Value<"i32v"> => packed.and(k.all("i32v", 0x0f0f0f0f));
-const highNibbles = (k: KernelBuilder, packed: Value<"i32v">): Value<"i32v"> => packed.shrU(4).and(k.all("i32v", 0x0f0f0f0f));
+const highNibbles = (k: KernelBuilder, packed: Value<"i32v">): Value<"i32v"> =>
+  packed.shrU(4).and(k.all("i32v", 0x0f0f0f0f));
 /** Bit `bit` of each byte, moved to bit `to`. */
 function bitOfBytes(k: KernelBuilder, packed: Value<"i32v">, bit: number, to: number): Value<"i32v"> {
   const moved = bit > to ? packed.shrU(bit - to) : bit < to ? packed.shl(to - bit) : packed;
@@ -122,7 +123,10 @@ const q5_0: QuantizedFormat = {
   unitOrder: nibblePairs,
   fields: [halves(0), { source: 2, unitBytes: 4, count: 1, spreadBits: true }, words(6, 4)],
   open: (k, reader) => ({
-    bytes: (sub, unit) => nibble(k, reader, 2, sub, unit).or(bitOfBytes(k, reader.words(1, 0), unit, 4)).as("i8v"),
+    bytes: (sub, unit) =>
+      nibble(k, reader, 2, sub, unit)
+        .or(bitOfBytes(k, reader.words(1, 0), unit, 4))
+        .as("i8v"),
     scale: () => finiteF16ToF32(k, reader.halves(0, 0)),
     minimum: noMinimum,
   }),
@@ -137,7 +141,10 @@ const q5_1: QuantizedFormat = {
   unitOrder: nibblePairs,
   fields: [halves(0, 2), { source: 4, unitBytes: 4, count: 1, spreadBits: true }, words(8, 4)],
   open: (k, reader) => ({
-    bytes: (sub, unit) => nibble(k, reader, 2, sub, unit).or(bitOfBytes(k, reader.words(1, 0), unit, 4)).as("i8v"),
+    bytes: (sub, unit) =>
+      nibble(k, reader, 2, sub, unit)
+        .or(bitOfBytes(k, reader.words(1, 0), unit, 4))
+        .as("i8v"),
     scale: () => finiteF16ToF32(k, reader.halves(0, 0)),
     minimum: () => finiteF16ToF32(k, reader.halves(0, 1)).neg(),
   }),
@@ -244,7 +251,10 @@ const q3_k: QuantizedFormat = {
 };
 
 /** The 6-bit scales and minima of Q4_K and Q5_K: 12 bytes, of which the last four hold the low halves of the upper four. */
-function sixBitScales(reader: FieldReader, field: number): { scale(group: number): Value<"i32v">; minimum(group: number): Value<"i32v"> } {
+function sixBitScales(
+  reader: FieldReader,
+  field: number,
+): { scale(group: number): Value<"i32v">; minimum(group: number): Value<"i32v"> } {
   const byte = (group: number): number => 8 * (group & 3);
   return {
     scale: (group) =>
@@ -322,7 +332,14 @@ const q6_k: QuantizedFormat = {
         const low = quarter < 2 ? lowNibbles(k, packed) : highNibbles(k, packed);
         return low.or(pairOfBytes(k, reader.words(1, half * 8 + unit), 2 * quarter, 4)).as("i8v");
       },
-      scale: (group) => d.mul(reader.words(2, group >> 2).shl(24 - 8 * (group & 3)).shr(24).toF32()),
+      scale: (group) =>
+        d.mul(
+          reader
+            .words(2, group >> 2)
+            .shl(24 - 8 * (group & 3))
+            .shr(24)
+            .toF32(),
+        ),
       minimum: noMinimum,
     };
   },
@@ -351,3 +368,25 @@ export function fieldReader(k: KernelBuilder, format: QuantizedFormat, block: Va
 
 /** Sub-blocks of 32 weights in a block. */
 export const numSubBlocks = (format: QuantizedFormat): number => weightBlock(format.type).size / 32;
+
+/** The format of a type that must be quantised. */
+export function formatOf(type: WeightType): QuantizedFormat {
+  const format = quantizedFormat(type);
+  if (format === undefined) throw new Error(`${type} is not quantised`);
+  return format;
+}
+
+/** Opens each block of the panel that begins at `start`. */
+export function forBlocks(
+  k: KernelBuilder,
+  type: WeightType,
+  columns: number,
+  start: Value<"i32">,
+  body: (open: OpenBlock, block: Value<"i32">) => void,
+): void {
+  const format = formatOf(type);
+  const { size, numBytes } = weightBlock(type);
+  k.for(0, columns / size, 1, (block) => {
+    body(format.open(k, fieldReader(k, format, k.let(start.add(block.mul(numBytes * k.lanes))))), block);
+  });
+}

@@ -2,8 +2,8 @@
 
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type WeightType, weightBlock } from "../../tensor/index.ts";
-import { packedOffset, quantizedFormat } from "./formats.ts";
-import { panelBytes } from "./kernels.ts";
+import { formatOf, packedOffset, quantizedFormat } from "./formats.ts";
+import { panelBytes } from "./kernelParts.ts";
 
 export interface PackSpec {
   readonly type: WeightType;
@@ -49,9 +49,14 @@ export const packPanels = defineKernel({
 });
 
 /** Writes one row's units of a block; zeros where there is no row. */
-function packBlock(k: KernelBuilder, type: WeightType, from: Value<"i32"> | undefined, to: Value<"i32">, lane: number): void {
-  const format = quantizedFormat(type);
-  if (format === undefined) throw new Error(`${type} is not quantised`);
+function packBlock(
+  k: KernelBuilder,
+  type: WeightType,
+  from: Value<"i32"> | undefined,
+  to: Value<"i32">,
+  lane: number,
+): void {
+  const format = formatOf(type);
   format.fields.forEach(({ source, unitBytes, count, spreadBits }, field) => {
     for (let unit = 0; unit < count; unit++) {
       const offset = packedOffset(format, field, unit, k.lanes) + lane * unitBytes;

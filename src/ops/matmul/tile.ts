@@ -4,9 +4,10 @@
  * (weights read from their blocks, or expanded before) take this step and agree bit for bit.
  */
 
-import type { KernelBuilder, Value, Variable } from "../../kernels/index.ts";
+import type { KernelBuilder, Value } from "../../kernels/index.ts";
 import { meta } from "./activations.ts";
 import type { QuantizedFormat } from "./formats.ts";
+import type { TileSums } from "./kernelParts.ts";
 
 /** Where the step reads weights: `panel` counts the panels of the tile. */
 export interface WeightSource {
@@ -23,8 +24,6 @@ export interface TokenBlock {
   readonly meta: Value<"i32">;
 }
 
-export type Sums = readonly (readonly Variable<"f32v">[])[];
-
 /** Adds the sub-block's products to sums[panel][token]. */
 export function accumulateSubBlock(
   k: KernelBuilder,
@@ -32,12 +31,15 @@ export function accumulateSubBlock(
   arithmetic: "i8" | "i16",
   source: WeightSource,
   tokens: readonly TokenBlock[],
-  sums: Sums,
+  sums: TileSums,
 ): void {
   const groups = 32 / format.groupSize;
   for (let group = 0; group < groups; group++) {
     const units = format.unitOrder.filter((unit) => Math.floor((unit * 4) / format.groupSize) === group);
-    const products = arithmetic === "i8" ? products8(k, format, source, tokens, units, sums.length) : products16(k, source, tokens, units, sums.length);
+    const products =
+      arithmetic === "i8"
+        ? products8(k, format, source, tokens, units, sums.length)
+        : products16(k, source, tokens, units, sums.length);
     const sumOffset = groups === 1 ? meta.negativeSumAll : meta.negativeSum[group];
     const usesSum = format.zero !== 0 || format.hasMinimum;
     const scales = sums.map((_, panel) => k.let(source.scale(panel, group)));
@@ -66,7 +68,8 @@ function products8(
   units: readonly number[],
   numPanels: number,
 ): Value<"i32v">[][] {
-  if (format.largestByte === undefined) throw new Error(`${format.type} has signed 8-bit weights: use 16-bit arithmetic`);
+  if (format.largestByte === undefined)
+    throw new Error(`${format.type} has signed 8-bit weights: use 16-bit arithmetic`);
   const unitsPerSum = Math.floor(32767 / (2 * 127 * format.largestByte));
   const ones = k.all("i16v", 1);
   const totals: (Value<"i32v"> | undefined)[][] = Array.from({ length: numPanels }, () => tokens.map(() => undefined));
@@ -103,7 +106,9 @@ function products16(
   units: readonly number[],
   numPanels: number,
 ): Value<"i32v">[][] {
-  const sums: (readonly [Value<"i32v">, Value<"i32v">] | undefined)[][] = Array.from({ length: numPanels }, () => tokens.map(() => undefined));
+  const sums: (readonly [Value<"i32v">, Value<"i32v">] | undefined)[][] = Array.from({ length: numPanels }, () =>
+    tokens.map(() => undefined),
+  );
   for (const unit of units) {
     const weights = sums.map((_, panel) => source.halves(panel, unit).map((half) => k.let(half)));
     tokens.forEach((token, t) => {
@@ -111,7 +116,10 @@ function products16(
       weights.forEach(([low, high], panel) => {
         const before = sums[panel][t];
         const [lowSum, highSum] = [low.dotPairs(activation), high.dotPairs(activation)];
-        sums[panel][t] = before === undefined ? [k.let(lowSum), k.let(highSum)] : [k.let(before[0].add(lowSum)), k.let(before[1].add(highSum))];
+        sums[panel][t] =
+          before === undefined
+            ? [k.let(lowSum), k.let(highSum)]
+            : [k.let(before[0].add(lowSum)), k.let(before[1].add(highSum))];
       });
     });
   }

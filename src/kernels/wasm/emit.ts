@@ -188,7 +188,7 @@ class FunctionEmitter {
 
   private operation(operation: Operation, args: readonly Expression[]): void {
     const plain = plainOperations[operation];
-    if (plain !== undefined && operation !== "f32v.min" && operation !== "f32v.max") {
+    if (plain !== undefined) {
       for (const arg of args) this.expression(arg);
       this.instruction(plain);
       return;
@@ -200,13 +200,6 @@ class FunctionEmitter {
       case "as.i16v":
       case "as.i8v":
         this.expression(a);
-        return;
-      case "f32v.min":
-      case "f32v.max":
-        // pmin(x, y) is y < x ? y : x, which is our min; pmax(x, y) is x < y ? y : x, which is our max.
-        this.expression(a);
-        this.expression(b);
-        this.instruction(operation === "f32v.min" ? opcode.f32x4Pmin : opcode.f32x4Pmax);
         return;
       case "f32.min":
       case "f32.max": {

@@ -33,8 +33,6 @@ export const opcode = {
   narrowU16: simd(0x86),
   f32x4Mul: simd(0xe6),
   f32x4Add: simd(0xe4),
-  f32x4Pmin: simd(0xea),
-  f32x4Pmax: simd(0xeb),
   i16x8Add: simd(0x8e),
   extmulLowI8: simd(0x9c),
   extmulHighI8: simd(0x9d),
@@ -91,6 +89,7 @@ export const plainOperations: Partial<Record<Operation, Instruction>> = {
   "f32v.sub": simd(0xe5),
   "f32v.mul": simd(0xe6),
   "f32v.div": simd(0xe7),
+  // pmin(a, b) is b < a ? b : a, which is our min, and pmax(a, b) is a < b ? b : a.
   "f32v.min": simd(0xea),
   "f32v.max": simd(0xeb),
   "f32v.neg": simd(0xe1),

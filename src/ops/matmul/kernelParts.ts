@@ -76,7 +76,10 @@ export function forTokenTiles(
   to: Value<"i32">,
   body: (tokens: readonly Value<"i32">[], first: Value<"i32">) => void,
 ): void {
-  if (spec.tokens === 1) return k.for(from, to, 1, (token) => body([token], token));
+  if (spec.tokens === 1) {
+    k.for(from, to, 1, (token) => body([token], token));
+    return;
+  }
   const last = k.let(to.sub(1));
   k.for(from, to, spec.tokens, (first) => {
     const tokens = Array.from({ length: spec.tokens }, (_, t) => {

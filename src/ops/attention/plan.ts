@@ -80,7 +80,8 @@ export class AttentionPlan {
     this.#numItems = 0;
     this.#numMerges = 0;
     this.#numPartialRows = 0;
-    const splitWork = (this.#totalWork(batch) * this.spec.numKvHeads) / (4 * this.#threads);
+    const totalWork = this.#totalWork(batch) * this.spec.numKvHeads;
+    const splitWork = this.#threads === 1 ? Infinity : totalWork / (4 * this.#threads);
     const tile = queryTile(this.spec);
     for (let s = 0; s < batch.numSeqs; s++) {
       const begin = batch.queryIndptr[s];

@@ -2,7 +2,7 @@
  * Attention on the CPU device: the plan of a step with its device memory, and the function that records a layer's call. The kernels are in
  * cpu.ts, what they compute in contract.ts and reference.ts.
  */
-import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import type { CpuDevice, DeviceBuffer, DeviceKernel } from "../../devices/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 import type { Recorder } from "../recorder.ts";
 import { type AttentionBatch, type AttentionSpec, nhdStrides, type PageStrides } from "./contract.ts";
@@ -17,12 +17,20 @@ import { AttentionPlan } from "./plan.ts";
 export class CpuAttentionPlan {
   readonly device: CpuDevice;
   readonly plan: AttentionPlan;
+  readonly kernel: DeviceKernel<keyof typeof attentionKernel.params>;
+  readonly mergeKernel: DeviceKernel<keyof typeof attentionMergeKernel.params>;
   readonly #buffers = new Map<string, DeviceBuffer>();
 
-  /** Throws ArgumentError for a spec that no kernel can run. */
-  constructor(device: CpuDevice, spec: AttentionSpec) {
+  /**
+   * Compiles the kernels of the spec. Throws ArgumentError for one that no kernel can run.
+   *
+   * @param threads How many workers the work list should keep busy; the result does not depend on it.
+   */
+  constructor(device: CpuDevice, spec: AttentionSpec, threads = device.threads) {
     this.device = device;
-    this.plan = new AttentionPlan(spec, device.threads);
+    this.plan = new AttentionPlan(spec, threads);
+    this.kernel = device.compile(attentionKernel, spec);
+    this.mergeKernel = device.compile(attentionMergeKernel, spec);
   }
 
   get spec(): AttentionSpec {
@@ -85,7 +93,7 @@ export interface AttentionArgs {
 }
 
 /** Records attention of the planned batch over one layer's pages. Throws ArgumentError naming the argument that does not fit. */
-export function recordAttention({ device, commands }: Recorder, planned: CpuAttentionPlan, args: AttentionArgs): void {
+export function recordAttention({ commands }: Recorder, planned: CpuAttentionPlan, args: AttentionArgs): void {
   const { plan, spec } = planned;
   const { numQHeads, numKvHeads, headDim, storage } = spec;
   const rowLength = numQHeads * headDim;
@@ -103,7 +111,7 @@ export function recordAttention({ device, commands }: Recorder, planned: CpuAtte
     partialState: planned.pointer("partial states"),
   };
   commands.launch(
-    device.compile(attentionKernel, spec),
+    planned.kernel,
     {
       ...shared,
       items: planned.pointer("items"),
@@ -123,12 +131,9 @@ export function recordAttention({ device, commands }: Recorder, planned: CpuAtte
     plan.numItems * numKvHeads,
     { grain: 1 },
   );
-  commands.launch(
-    device.compile(attentionMergeKernel, spec),
-    { ...shared, merges: planned.pointer("merges") },
-    plan.numMerges * numKvHeads,
-    { grain: 1 },
-  );
+  commands.launch(planned.mergeKernel, { ...shared, merges: planned.pointer("merges") }, plan.numMerges * numKvHeads, {
+    grain: 1,
+  });
 }
 
 function requireStride(name: string, stride: number, rowLength: number): void {

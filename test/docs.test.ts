@@ -19,12 +19,13 @@ const environment = { ...process.env, PATH: `${join(root, "node_modules/.bin")}:
 const NOT_RUN: readonly (readonly [RegExp, string])[] = [
   [/^npm (ci|install)\b/, "installs the package anew"],
   [/^npm test\b/, "is this"],
+  [/^npm start\b/, "has a test of its own"],
   [/^npm run (bench|goldens|fetch:gemma|build|check)\b/, "takes minutes, a download or files beside the repository"],
   [/^\.ci\/run\b/, "runs all of these"],
-  [/^npx kvasir chat\b/, "waits for a person"],
-  [/^npx kvasir bench\b/, "takes minutes"],
+  [/^npm run kvasir -- chat\b/, "waits for a person"],
+  [/^npm run kvasir -- bench\b/, "takes minutes"],
   [/gemma-3-270m-q4_k_m\.gguf/, "needs a download"],
-  [/^npx kvasir \w+ \w+\/\w+/, "needs a download"],
+  [/^npm run kvasir -- \w+ \w+\/\w+/, "needs a download"],
   [/^curl\b|^git clone\b/, "needs the network"],
 ];
 
@@ -58,8 +59,7 @@ describe.each(pages)("%s", (page) => {
         });
       } else {
         it(`runs \`${command}\``, { timeout: 120_000 }, async () => {
-          const here = command.replace(/^npx kvasir\b/, "node src/cli/main.ts");
-          await run("bash", ["-euc", here], { cwd: root, env: environment });
+          await run("bash", ["-euc", command], { cwd: root, env: environment });
         });
       }
     }

@@ -17,7 +17,7 @@ import {
   COMMAND_WORDS,
 } from "./controlBlock.ts";
 import type { DeviceKernel } from "./kernelStore.ts";
-import type { DeviceMemory } from "./memory.ts";
+import type { DeviceMemory, MemorySource } from "./memory.ts";
 
 export interface LaunchOptions {
   /** Tasks taken at a time from the shared counter. Default: about eight chunks for each thread. */
@@ -26,20 +26,13 @@ export interface LaunchOptions {
   readonly overlap?: boolean;
 }
 
-/** Where a list gets its memory from. */
-export interface CommandMemory {
-  readonly memory: DeviceMemory;
-  allocate(numBytes: number, label: string): DeviceBuffer;
-  free(buffer: DeviceBuffer): void;
-}
-
 const INITIAL_COMMANDS = 256;
 const INITIAL_PARAM_WORDS = 4096;
 const CHUNKS_PER_THREAD = 8;
 const MAX_CHUNKS = 2 ** 30; // tickets are compared by signed difference
 
 export class CommandList {
-  readonly #owner: CommandMemory;
+  readonly #owner: MemorySource;
   readonly #threads: number;
   #commands: DeviceBuffer;
   #params: DeviceBuffer;
@@ -52,7 +45,7 @@ export class CommandList {
   #isRunning = false;
   #isFreed = false;
 
-  constructor(owner: CommandMemory, threads: number) {
+  constructor(owner: MemorySource, threads: number) {
     this.#owner = owner;
     this.#threads = threads;
     this.#commands = owner.allocate(INITIAL_COMMANDS * COMMAND_WORDS * 4, "commands");

@@ -1,6 +1,7 @@
 import { afterEach, describe, expect, it } from "vitest";
 import { defineKernel } from "../kernels/index.ts";
-import { CpuDevice, type CpuDeviceOptions } from "./cpuDevice.ts";
+import { CpuDevice } from "./cpuDevice.ts";
+import type { CpuDeviceOptions } from "./cpuOptions.ts";
 
 const devices: CpuDevice[] = [];
 
@@ -98,6 +99,7 @@ describe("CpuDevice", () => {
     [{ threads: 0 }, "threads must be a whole number from 1 to 256, got 0"],
     [{ threads: 1.5 }, "got 1.5"],
     [{ threads: 2, sharedMemory: false }, "threads must be 1 without shared memory, got 2"],
+    [{ spinMicroseconds: -1 }, "spinMicroseconds must be at least 0, got -1"],
     [{ maxMemoryBytes: 0 }, "maxMemoryBytes must be more than 4096, got 0"],
     [{ maxMemoryBytes: Number.NaN }, "got NaN"],
     [{ maxMemoryBytes: 2 ** 33 }, "maxMemoryBytes must be at most 4294967296, got 8589934592"],

@@ -3,38 +3,19 @@
  * A device pointer is a byte address in that memory. What a kernel is, and its bytes, come from src/kernels.
  */
 
-import {
-  compileWasm,
-  detectWasmFeatures,
-  type KernelDefinition,
-  type ParameterTypes,
-  type WasmFeatures,
-} from "../kernels/index.ts";
-import { ArgumentError, CapacityError, DeviceError } from "../tensor/errors.ts";
+import type { KernelDefinition, ParameterTypes, WasmFeatures } from "../kernels/index.ts";
+import { CapacityError, DeviceError } from "../tensor/errors.ts";
 import { Allocator, type DeviceBuffer } from "./allocator.ts";
 import { CommandList } from "./commands.ts";
 import { abandonRun, CONTROL_BYTES, publishRun, readFailure, THREADS } from "./controlBlock.ts";
+import { type CpuDeviceOptions, chooseFeatures, chooseMemoryBytes, chooseSpin, chooseThreads } from "./cpuOptions.ts";
 import { detectPlatform } from "./detectPlatform.ts";
 import { Executor } from "./executor.ts";
-import { type DeviceKernel, KERNEL_RECORD_BYTES, type KernelModule, writeKernelRecord } from "./kernelStore.ts";
-import { DeviceMemory, MAX_MEMORY_BYTES } from "./memory.ts";
+import { KernelLibrary } from "./kernelLibrary.ts";
+import type { DeviceKernel, KernelModule } from "./kernelStore.ts";
+import { DeviceMemory, type MemorySource } from "./memory.ts";
 import { canSleepHere, type Platform } from "./platform.ts";
 import { WorkerPool } from "./pool.ts";
-
-export interface CpuDeviceOptions {
-  /** Threads that run kernels, the caller's included. Default: the cores available; 1 where memory cannot be shared. */
-  readonly threads?: number;
-  /** Upper bound of the memory, at most (and by default) 4 GiB. Address space only: memory is taken as it is used. */
-  readonly maxMemoryBytes?: number;
-  /** False: one thread, and no SharedArrayBuffer. Default: shared where the engine can. */
-  readonly sharedMemory?: boolean;
-  /** False: kernels without relaxed SIMD. Default: used where the engine has it. */
-  readonly relaxedSimd?: boolean;
-  /** How long an idle thread spins before it sleeps. Default 50. */
-  readonly spinMicroseconds?: number;
-  /** Where workers come from. Default: the platform this runs on. */
-  readonly platform?: Platform;
-}
 
 export interface DeviceStats {
   readonly numBuffers: number;
@@ -48,22 +29,20 @@ export interface DeviceStats {
 /** After so long without progress, a run lets the event loop turn, so that a worker's death is heard of. */
 const PATIENCE_MS = 20;
 const SCRATCH_ALIGNMENT = 128;
-const MAX_THREADS = 256;
 
 export class CpuDevice {
   readonly threads: number;
   readonly features: WasmFeatures;
   readonly #memory: DeviceMemory;
   readonly #allocator: Allocator;
+  /** How lists and kernels get their memory. */
+  readonly #ownMemory: MemorySource;
   readonly #executor: Executor;
   readonly #pool: WorkerPool;
   readonly #platform: Platform;
-  readonly #kernelNames: string[] = [];
-  readonly #compiled = new WeakMap<object, Map<string, DeviceKernel>>();
-  readonly #loaded = new Map<string, { readonly bytes: Uint8Array; readonly kernel: DeviceKernel }>();
+  readonly #kernels: KernelLibrary;
   #scratch: DeviceBuffer | undefined;
   #scratchStride = 0;
-  #largestScratch = 0;
   /** Why the device runs nothing any more. */
   #end: DeviceError | undefined;
   #closed: Promise<void> | undefined;
@@ -77,6 +56,12 @@ export class CpuDevice {
     this.#platform = platform;
     memory.words[THREADS] = threads;
     this.#allocator = new Allocator(CONTROL_BYTES, memory.maxBytes);
+    this.#ownMemory = {
+      memory,
+      allocate: (numBytes, label) => this.allocate(numBytes, label),
+      free: (buffer) => this.free(buffer),
+    };
+    this.#kernels = new KernelLibrary(this.#ownMemory, features);
     this.#executor = new Executor(memory.memory, 0, {
       spinMicroseconds: spin,
       canSleep: features.sharedMemory && canSleepHere(),
@@ -89,17 +74,11 @@ export class CpuDevice {
     const platform = options.platform ?? (await detectPlatform());
     const features = chooseFeatures(options);
     const threads = chooseThreads(options, features, platform);
-    const maxMemoryBytes = options.maxMemoryBytes ?? MAX_MEMORY_BYTES;
-    if (!(maxMemoryBytes > CONTROL_BYTES)) {
-      throw new ArgumentError(`maxMemoryBytes must be more than ${CONTROL_BYTES}, got ${maxMemoryBytes}`);
-    }
-    if (maxMemoryBytes > 2 ** 32)
-      throw new ArgumentError(`maxMemoryBytes must be at most ${2 ** 32}, got ${maxMemoryBytes}`);
-    const spin = options.spinMicroseconds ?? 50;
+    const spin = chooseSpin(options);
     const device = new CpuDevice(
       threads,
       features,
-      new DeviceMemory(maxMemoryBytes, features.sharedMemory),
+      new DeviceMemory(chooseMemoryBytes(options), features.sharedMemory),
       platform,
       spin,
     );
@@ -189,47 +168,17 @@ export class CpuDevice {
     definition: KernelDefinition<Spec, P>,
     spec: Spec,
   ): DeviceKernel<keyof P & string> {
-    let kernels = this.#compiled.get(definition);
-    if (kernels === undefined) {
-      kernels = new Map();
-      this.#compiled.set(definition, kernels);
-    }
-    const specKey = JSON.stringify(spec) ?? "";
-    let kernel = kernels.get(specKey);
-    if (kernel === undefined) {
-      kernel = this.#loadOnce(`${definition.name} ${specKey}`, compileWasm(definition, spec, this.features));
-      kernels.set(specKey, kernel);
-    }
-    return kernel as DeviceKernel<keyof P & string>; // its names are the definition's
+    return this.#kernels.compile(definition, spec);
   }
 
   /** Makes a compiled module known to all threads. */
   load(module: KernelModule): DeviceKernel {
-    const bytes = this.allocate(module.bytes.length + KERNEL_RECORD_BYTES, "kernels");
-    const recordPointer = bytes.pointer;
-    const modulePointer = recordPointer + KERNEL_RECORD_BYTES;
-    this.#memory.bytes.set(module.bytes, modulePointer);
-    writeKernelRecord(this.#memory.words, recordPointer, modulePointer, module.bytes.length);
-    this.#largestScratch = Math.max(this.#largestScratch, module.scratchBytes);
-    return {
-      name: module.name,
-      index: this.#kernelNames.push(module.name) - 1,
-      parameterNames: module.params.map(({ name }) => name),
-      isFloat: Uint8Array.from(module.params, ({ type }) => (type === "f32" ? 1 : 0)),
-      recordPointer,
-      scratchBytes: module.scratchBytes,
-      memory: this.#memory,
-    };
+    return this.#kernels.load(module);
   }
 
   /** A recorder of launches, to be reset and reused for every step. */
   commands(): CommandList {
-    const owner = {
-      memory: this.#memory,
-      allocate: (numBytes: number, label: string) => this.allocate(numBytes, label),
-      free: (buffer: DeviceBuffer) => this.free(buffer),
-    };
-    return new CommandList(owner, this.threads);
+    return new CommandList(this.#ownMemory, this.threads);
   }
 
   /**
@@ -283,33 +232,20 @@ export class CpuDevice {
     }
     const failure = readFailure(this.#memory.words);
     if (failure !== undefined) {
-      const name = this.#kernelNames[failure.kernel];
+      const name = this.#kernels.nameOf(failure.kernel);
       throw new DeviceError(`kernel ${name} failed on thread ${failure.thread}: ${failure.message}`);
     }
   }
 
   /** Gives every thread scratch for the most demanding kernel. */
   #fitScratch(): void {
-    if (this.#largestScratch <= this.#scratchStride) return;
-    const stride = Math.ceil(this.#largestScratch / SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT;
+    const { largestScratch } = this.#kernels;
+    if (largestScratch <= this.#scratchStride) return;
+    const stride = Math.ceil(largestScratch / SCRATCH_ALIGNMENT) * SCRATCH_ALIGNMENT;
     const larger = this.allocate(stride * this.threads, "scratch");
     if (this.#scratch !== undefined) this.free(this.#scratch);
     this.#scratch = larger;
     this.#scratchStride = stride;
-  }
-
-  #loadOnce(key: string, module: KernelModule): DeviceKernel {
-    const loaded = this.#loaded.get(key);
-    if (loaded === undefined) {
-      const kernel = this.load(module);
-      this.#loaded.set(key, { bytes: module.bytes, kernel });
-      return kernel;
-    }
-    const isSame =
-      loaded.bytes.length === module.bytes.length && loaded.bytes.every((byte, i) => byte === module.bytes[i]);
-    if (!isSame)
-      throw new ArgumentError(`two different kernels are named ${module.name}: give one of them another name`);
-    return loaded.kernel;
   }
 
   #buffer(buffer: DeviceBuffer): ArrayBufferLike {
@@ -326,32 +262,4 @@ export class CpuDevice {
     this.#end = error;
     abandonRun(this.#memory.words);
   }
-}
-
-function chooseFeatures(options: CpuDeviceOptions): WasmFeatures {
-  const detected = detectWasmFeatures();
-  if (detected === undefined) throw new DeviceError("the cpu device needs WebAssembly SIMD, which this engine lacks");
-  if (options.sharedMemory === true && !detected.sharedMemory) {
-    throw new DeviceError(
-      "this engine has no shared WebAssembly memory: in a browser, the page must be cross-origin isolated (COOP and COEP headers)",
-    );
-  }
-  if (options.relaxedSimd === true && !detected.relaxedSimd) {
-    throw new DeviceError("this engine has no relaxed SIMD: leave relaxedSimd out");
-  }
-  return {
-    relaxedSimd: options.relaxedSimd ?? detected.relaxedSimd,
-    sharedMemory: options.sharedMemory ?? detected.sharedMemory,
-  };
-}
-
-function chooseThreads(options: CpuDeviceOptions, features: WasmFeatures, platform: Platform): number {
-  const threads = options.threads ?? (features.sharedMemory ? Math.min(platform.availableThreads, MAX_THREADS) : 1);
-  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_THREADS) {
-    throw new ArgumentError(`threads must be a whole number from 1 to ${MAX_THREADS}, got ${threads}`);
-  }
-  if (threads > 1 && !features.sharedMemory) {
-    throw new ArgumentError(`threads must be 1 without shared memory, got ${threads}`);
-  }
-  return threads;
 }

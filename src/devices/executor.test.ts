@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { meet, permuteAndAdd, useScratch } from "../../test/devices/kernels.ts";
-import { CpuDevice, type CpuDeviceOptions } from "./cpuDevice.ts";
+import { CpuDevice } from "./cpuDevice.ts";
+import type { CpuDeviceOptions } from "./cpuOptions.ts";
 
 const COUNT = 61;
 

@@ -2,5 +2,6 @@
 
 export type { DeviceBuffer } from "./allocator.ts";
 export { CommandList, type LaunchOptions } from "./commands.ts";
-export { CpuDevice, type CpuDeviceOptions, type DeviceStats } from "./cpuDevice.ts";
+export { CpuDevice, type DeviceStats } from "./cpuDevice.ts";
+export type { CpuDeviceOptions } from "./cpuOptions.ts";
 export type { DeviceKernel, KernelModule, KernelParameter } from "./kernelStore.ts";

@@ -4,6 +4,7 @@
  */
 
 import { CapacityError, DeviceError } from "../tensor/errors.ts";
+import type { DeviceBuffer } from "./allocator.ts";
 
 export const PAGE_BYTES = 65536;
 
@@ -12,6 +13,13 @@ export const MAX_MEMORY_BYTES = 2 ** 32 - PAGE_BYTES;
 
 /** Growing is cheap (pages are given memory when they are first touched), but not free. */
 const LEAST_GROWTH_BYTES = 16 * 2 ** 20;
+
+/** Where the parts of a device get buffers from. */
+export interface MemorySource {
+  readonly memory: DeviceMemory;
+  allocate(numBytes: number, label: string): DeviceBuffer;
+  free(buffer: DeviceBuffer): void;
+}
 
 export class DeviceMemory {
   readonly memory: WebAssembly.Memory;

@@ -1,10 +1,11 @@
-// Tokenizers that @huggingface/tokenizers runs: everything that tokenizer.json can describe. We take its normaliser, pre-tokenizer and
-// model, and do the rest ourselves: its encode() always recognises control tokens, and its decode() tidies up spaces before
-// punctuation, loses byte order marks and writes one U+FFFD for a run of invalid bytes.
+// Tokenizers that tokenizer.json describes, with the normalisers, pre-tokenizers and post-processors of @huggingface/tokenizers. The rest
+// is ours: the library's encode() always recognises control tokens, its decode() tidies up spaces before punctuation, loses byte order
+// marks and writes one U+FFFD for a run of invalid bytes, and its BPE keeps every merge as a JSON string.
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { FormatError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
 import type { ChatTemplate } from "./chatTemplate.ts";
+import { isPairMerges, PairMerges, vocabularySize } from "./pairMerges.ts";
 import { type PieceDecoder, parsePieceDecoder } from "./pieceDecoder.ts";
 import { type SectionEncoder, Tokenizer } from "./tokenizer.ts";
 
@@ -57,30 +58,30 @@ export function libraryTokenizer(
   config: Readonly<Record<string, unknown>>,
   options: LibraryTokenizerOptions,
 ): Tokenizer {
-  const library = construct(json, config);
-  const decoder = parsePieceDecoder(json.decoder);
   const addedTokens = addedTokensOf(json);
-  const { normalizer, pre_tokenizer: preTokenizer, model } = library;
-  if (model === null) throw new FormatError("tokenizer.json has no model");
+  const decoder = parsePieceDecoder(json.decoder);
+  const library = construct(json, config);
+  const words = wordModel(json, library, addedTokens);
+  const { normalizer, pre_tokenizer: preTokenizer } = library;
   const normalize = (text: string) => (normalizer === null ? text : normalizer.normalize(text));
   // Without a normaliser, all tokens are matched in the text as it stands.
   const isCutFirst = (token: AddedToken) => normalizer === null || !token.normalized;
   const normalizedTokens = addedTokens
     .filter((token) => !isCutFirst(token))
     .map((token) => ({ ...token, content: normalize(token.content) }));
-  const { prefix, suffix } = options.surroundingIds ?? surroundingIds(library);
+  const { prefix, suffix } = options.surroundingIds ?? surroundingIds(library, addedTokens, words);
+  const added = new Map(addedTokens.map((token) => [token.id, token.content]));
   return new Tokenizer({
-    vocabSize: model.vocab.length,
+    vocabSize: words.vocabSize,
     model: new LibraryModel({
       normalize,
       split: (text, sectionIndex) =>
         preTokenizer === null ? [text] : preTokenizer.pre_tokenize(text, { section_index: sectionIndex }),
-      encode: (words) => model._call(words),
-      idOf: (piece) => model.tokens_to_ids.get(piece) ?? model.unk_token_id,
+      encodeWords: words.encodeWords,
       normalizedTokens,
     }),
-    bytesAt: pieceBytes(model.vocab, addedTokens, decoder),
-    isByteToken: (id) => decoder.isByteToken(model.vocab[id] ?? ""),
+    bytesAt: tokenBytes(words, added, decoder),
+    isByteToken: (id) => decoder.hasByteTokens && decoder.isByteToken(words.pieceOf(id)),
     addedTokens: addedTokens.filter(isCutFirst),
     specialIds: new Set(addedTokens.filter((token) => token.special).map((token) => token.id)),
     bosId: options.bosId,
@@ -93,12 +94,49 @@ export function libraryTokenizer(
   });
 }
 
+/** From the words that the pre-tokenizer cuts to ids: our own merging for BPE, the library's model for the rest. */
+interface WordModel {
+  readonly vocabSize: number;
+  encodeWords(words: readonly string[], ids: number[]): void;
+  /** The piece as the file spells it; empty for an id without one. */
+  pieceOf(id: number): string;
+  idOf(piece: string): number | undefined;
+}
+
+function wordModel(json: TokenizerJson, library: LibraryTokenizer, addedTokens: readonly AddedToken[]): WordModel {
+  if (isPairMerges(json.model)) {
+    const addedIds = addedTokens.map((token) => token.id);
+    const merges = new PairMerges(json.model, vocabularySize(json.model.vocab, addedIds));
+    return {
+      vocabSize: merges.pieces.length,
+      encodeWords: (words, ids) => {
+        for (const word of words) merges.encodeWord(word, ids);
+      },
+      pieceOf: (id) => merges.pieceOf(id),
+      idOf: (piece) => merges.idOf(piece),
+    };
+  }
+  const { model } = library;
+  if (model === null) throw new FormatError("tokenizer.json has no model");
+  return {
+    vocabSize: model.vocab.length,
+    encodeWords: (words, ids) => {
+      for (const piece of model._call([...words])) {
+        const id = model.tokens_to_ids.get(piece) ?? model.unk_token_id;
+        if (id === undefined) throw new FormatError(`tokenizer.json has no token for "${piece}" and no unknown token`);
+        ids.push(id);
+      }
+    },
+    pieceOf: (id) => model.vocab[id] ?? "",
+    idOf: (piece) => model.tokens_to_ids.get(piece),
+  };
+}
+
 /** The steps of the library, each a function of its own. */
 interface LibrarySteps {
   normalize(text: string): string;
   split(text: string, sectionIndex: number): string[];
-  encode(words: string[]): string[];
-  idOf(piece: string): number | undefined;
+  encodeWords(words: readonly string[], ids: number[]): void;
   readonly normalizedTokens: readonly AddedToken[];
 }
 
@@ -117,15 +155,8 @@ class LibraryModel implements SectionEncoder {
   encodeSection(text: string, sectionIndex: number, parseSpecialTokens: boolean, ids: number[]): void {
     const splitter = parseSpecialTokens ? this.#allTokens : this.#plainTokens;
     for (const section of splitter.split(this.#steps.normalize(text))) {
-      if (typeof section !== "string") {
-        ids.push(section.id);
-        continue;
-      }
-      for (const piece of this.#steps.encode(this.#steps.split(section, sectionIndex))) {
-        const id = this.#steps.idOf(piece);
-        if (id === undefined) throw new FormatError(`tokenizer.json has no token for "${piece}" and no unknown token`);
-        ids.push(id);
-      }
+      if (typeof section === "string") this.#steps.encodeWords(this.#steps.split(section, sectionIndex), ids);
+      else ids.push(section.id);
     }
   }
 }
@@ -139,6 +170,8 @@ function construct(json: TokenizerJson, config: Readonly<Record<string, unknown>
     decoder: null,
     ...json,
     added_tokens: json.added_tokens ?? [],
+    // We merge ourselves, and spare the library the building of its tables.
+    model: isPairMerges(json.model) ? { type: "BPE", vocab: {}, merges: [] } : json.model,
   };
   try {
     return new LibraryTokenizer(complete, config);
@@ -149,35 +182,41 @@ function construct(json: TokenizerJson, config: Readonly<Record<string, unknown>
 }
 
 /** The ids that the post-processor puts around a text, seen by letting it process a stand-in. */
-function surroundingIds(library: LibraryTokenizer): { prefix: number[]; suffix: number[] } {
+function surroundingIds(
+  library: LibraryTokenizer,
+  addedTokens: readonly AddedToken[],
+  words: WordModel,
+): { prefix: number[]; suffix: number[] } {
   const { post_processor: postProcessor } = library;
   if (postProcessor === null) return { prefix: [], suffix: [] };
   const standIn = "\u0000text\u0000";
   const { tokens } = postProcessor.post_process([standIn], null, true);
   const at = tokens.indexOf(standIn);
-  const idOf = (token: string): number => {
-    const id = library.token_to_id(token);
-    if (id === undefined)
-      throw new FormatError(`The post-processor of tokenizer.json adds "${token}", which is no token`);
+  const idOf = (content: string): number => {
+    const id = addedTokens.find((token) => token.content === content)?.id ?? words.idOf(content);
+    if (id === undefined) {
+      throw new FormatError(`The post-processor of tokenizer.json adds "${content}", which is no token`);
+    }
     return id;
   };
   return { prefix: tokens.slice(0, at).map(idOf), suffix: tokens.slice(at + 1).map(idOf) };
 }
 
 /** Bytes by id, made when first asked for. Added tokens stand for themselves, whatever the spelling of the other pieces is. */
-function pieceBytes(
-  vocabulary: readonly (string | undefined)[],
-  addedTokens: readonly AddedToken[],
+function tokenBytes(
+  words: WordModel,
+  addedTokens: ReadonlyMap<number, string>,
   decoder: PieceDecoder,
 ): (id: number) => Uint8Array {
   const encoder = new TextEncoder();
-  const added = new Set(addedTokens.map((token) => token.id));
-  const known: (Uint8Array | undefined)[] = new Array(vocabulary.length);
+  const known = new Map<number, Uint8Array>();
   return (id) => {
-    const bytes = known[id];
-    if (bytes !== undefined) return bytes;
-    const piece = vocabulary[id] ?? "";
-    known[id] = added.has(id) ? encoder.encode(piece) : decoder.bytesOf(piece);
-    return known[id];
+    let bytes = known.get(id);
+    if (bytes === undefined) {
+      const content = addedTokens.get(id);
+      bytes = content === undefined ? decoder.bytesOf(words.pieceOf(id)) : encoder.encode(content);
+      known.set(id, bytes);
+    }
+    return bytes;
   };
 }

@@ -2,10 +2,10 @@
 
 /** Merges ordered by score, highest first, and of equal ones the leftmost. Reused from text to text. */
 export class MergeQueue {
-  /** What `pop` took out: the symbol on the left, the one on the right, the piece they make, its length in bytes. */
+  /** What `pop` took out: the symbol on the left, the one on the right, which merge it is, and the bytes both have together. */
   left = 0;
   right = 0;
-  piece = 0;
+  merge = 0;
   numBytes = 0;
   #heap = new Int32Array(0);
   #numHeaped = 0;
@@ -13,39 +13,43 @@ export class MergeQueue {
   #scores = new Float64Array(0);
   #lefts = new Int32Array(0);
   #rights = new Int32Array(0);
-  #pieces = new Int32Array(0);
+  #merges = new Int32Array(0);
   #numBytes = new Int32Array(0);
 
-  /** Empties the queue and makes room for the merges of `numSymbols` symbols: one a pair, and two more a merge. */
+  /** Empties the queue for the merges of `numSymbols` symbols. */
   reset(numSymbols: number): void {
+    if (3 * numSymbols > this.#heap.length) this.reserve(numSymbols);
     this.#numHeaped = 0;
     this.#count = 0;
+  }
+
+  /** Makes room for the merges of `numSymbols` symbols: one a pair at first, and two more a merge. */
+  reserve(numSymbols: number): void {
     const capacity = 3 * numSymbols;
-    if (capacity <= this.#heap.length) return;
     this.#heap = new Int32Array(capacity);
     this.#scores = new Float64Array(capacity);
     this.#lefts = new Int32Array(capacity);
     this.#rights = new Int32Array(capacity);
-    this.#pieces = new Int32Array(capacity);
+    this.#merges = new Int32Array(capacity);
     this.#numBytes = new Int32Array(capacity);
   }
 
-  push(score: number, left: number, right: number, piece: number, numBytes: number): void {
-    const merge = this.#count++;
-    this.#scores[merge] = score;
-    this.#lefts[merge] = left;
-    this.#rights[merge] = right;
-    this.#pieces[merge] = piece;
-    this.#numBytes[merge] = numBytes;
+  push(score: number, left: number, right: number, merge: number, numBytes: number): void {
+    const entry = this.#count++;
+    this.#scores[entry] = score;
+    this.#lefts[entry] = left;
+    this.#rights[entry] = right;
+    this.#merges[entry] = merge;
+    this.#numBytes[entry] = numBytes;
     const heap = this.#heap;
     let at = this.#numHeaped++;
     while (at > 0) {
       const parent = (at - 1) >> 1;
-      if (!this.#isBefore(merge, heap[parent])) break;
+      if (!this.#isBefore(entry, heap[parent])) break;
       heap[at] = heap[parent];
       at = parent;
     }
-    heap[at] = merge;
+    heap[at] = entry;
   }
 
   /** Takes out the best merge and shows it in `left`, `right`, `piece` and `numBytes`; false if there is none. */
@@ -55,7 +59,7 @@ export class MergeQueue {
     const best = heap[0];
     this.left = this.#lefts[best];
     this.right = this.#rights[best];
-    this.piece = this.#pieces[best];
+    this.merge = this.#merges[best];
     this.numBytes = this.#numBytes[best];
     const last = heap[--this.#numHeaped];
     let at = 0;

@@ -6,6 +6,8 @@ import type { InvalidBytes } from "./utf8Decoder.ts";
 
 export interface PieceDecoder {
   bytesOf(piece: string): Uint8Array;
+  /** Whether there can be byte tokens at all. */
+  readonly hasByteTokens: boolean;
   /** Whether the piece is one like <0x0A>. */
   isByteToken(piece: string): boolean;
   readonly invalidBytes: InvalidBytes;
@@ -61,7 +63,13 @@ export function parsePieceDecoder(json: object | null | undefined): PieceDecoder
     if (isByteToken(piece)) return Uint8Array.of(Number.parseInt(piece.slice(3, 5), 16));
     return encoder.encode(replacements.reduce((text, [from, to]) => text.replaceAll(from, to), piece));
   };
-  return { bytesOf, isByteToken, invalidBytes: isByteLevel ? "perSequence" : "perRun", dropsLeadingSpace };
+  return {
+    bytesOf,
+    hasByteTokens,
+    isByteToken,
+    invalidBytes: isByteLevel ? "perSequence" : "perRun",
+    dropsLeadingSpace,
+  };
 }
 
 /** The steps of nested sequences in order. */

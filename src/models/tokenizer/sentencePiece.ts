@@ -3,8 +3,8 @@
 import { FormatError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
 import type { ChatTemplate } from "./chatTemplate.ts";
-import { MergeQueue } from "./mergeQueue.ts";
 import { type PieceTable, PieceTableBuilder, type StringArray } from "./pieceTable.ts";
+import { type MergeRule, SymbolMerger } from "./symbolMerger.ts";
 import { endTokenIds, type SectionEncoder, Tokenizer } from "./tokenizer.ts";
 
 /** Token types as GGUF numbers them. Unused tokens are matched like normal ones. */
@@ -86,28 +86,15 @@ export function sentencePieceTokenizer(vocabulary: SentencePieceVocabulary): Tok
 }
 
 /**
- * Merges the neighbouring pair whose piece has the highest score, again and again, beginning with single characters. Pieces and
- * text are kept with plain spaces, one byte where U+2581 takes three.
+ * Cuts texts into words and merges each. Pieces and text are kept with plain spaces, one byte where U+2581 takes three.
  */
 class SentencePieceModel implements SectionEncoder {
   readonly #pieces: PieceTable;
-  readonly #byteIds: Int32Array;
-  readonly #hasAllBytes: boolean;
+  readonly #merger: SymbolMerger;
   /** User-defined pieces are matched first and never merge: the stretches between them are independent. */
   readonly #userDefined: AddedTokenSplitter;
-  readonly #scores: ArrayLike<number>;
-  readonly #unknownId: number | undefined;
   readonly #addSpacePrefix: boolean;
   readonly #marksSpaces: boolean;
-  readonly #queue = new MergeQueue();
-  readonly #encoder = new TextEncoder();
-  #text = new Uint8Array(0);
-  // Symbols form a doubly linked list in text order; a symbol that was merged into its left neighbour has length 0.
-  #begins = new Int32Array(0);
-  #lengths = new Int32Array(0);
-  #ids = new Int32Array(0);
-  #previous = new Int32Array(0);
-  #next = new Int32Array(0);
 
   constructor(
     pieces: PieceTable,
@@ -116,11 +103,8 @@ class SentencePieceModel implements SectionEncoder {
     vocabulary: SentencePieceVocabulary,
   ) {
     this.#pieces = pieces;
-    this.#byteIds = byteIds;
-    this.#hasAllBytes = byteIds.every((id) => id >= 0);
+    this.#merger = new SymbolMerger(scoreRule(pieces, vocabulary.scores, byteIds, vocabulary.unknownId));
     this.#userDefined = userDefined;
-    this.#scores = vocabulary.scores;
-    this.#unknownId = vocabulary.unknownId;
     this.#addSpacePrefix = vocabulary.addSpacePrefix;
     this.#marksSpaces = vocabulary.marksSpaces;
   }
@@ -129,102 +113,50 @@ class SentencePieceModel implements SectionEncoder {
     const spaced = this.#addSpacePrefix ? ` ${text}` : text;
     const plain = this.#marksSpaces ? spaced.replaceAll("\u2581", " ") : spaced;
     for (const section of this.#userDefined.split(plain)) {
-      if (typeof section === "string") this.#encodeRuns(section, ids);
+      if (typeof section === "string") this.#encodeWords(section, ids);
       else ids.push(section.id);
     }
   }
 
-  #encodeRuns(text: string, ids: number[]): void {
-    if (this.#text.length < 3 * text.length) this.#text = new Uint8Array(3 * text.length);
-    const { written } = this.#encoder.encodeInto(text, this.#text);
-    const bytes = this.#text;
+  /** A space begins a new word, unless some piece has one after the byte before it: no merge reaches over it. */
+  #encodeWords(text: string, ids: number[]): void {
     const { joinsSpace } = this.#pieces;
-    // No merge reaches over a space after a byte that no piece has before one: what follows is a run of its own.
     let begin = 0;
-    for (let at = 1; at < written; at++) {
-      if (bytes[at] !== SPACE || joinsSpace[bytes[at - 1]] === 1) continue;
-      this.#merge(begin, at, ids);
+    for (let at = 1; at < text.length; at++) {
+      if (text.charCodeAt(at) !== SPACE) continue;
+      const unit = text.charCodeAt(at - 1);
+      const lastByte = unit < 0x80 ? unit : 0x80 | (unit & 0x3f);
+      if (joinsSpace[lastByte] === 1) continue;
+      this.#merger.encodeWord(text.slice(begin, at), ids);
       begin = at;
     }
-    this.#merge(begin, written, ids);
+    this.#merger.encodeWord(text.slice(begin), ids);
   }
+}
 
-  /** Appends the ids of the bytes begin..end of the text. */
-  #merge(begin: number, end: number, ids: number[]): void {
-    const numSymbols = this.#readSymbols(begin, end);
-    const queue = this.#queue;
-    queue.reset(numSymbols);
-    for (let symbol = 0; symbol + 1 < numSymbols; symbol++) this.#propose(symbol, symbol + 1);
-    const lengths = this.#lengths;
-    while (queue.pop()) {
-      const { left, right } = queue;
-      // Outdated if one of the two has been merged since: it is gone, or longer than it was.
-      if (lengths[left] === 0 || lengths[right] === 0 || lengths[left] + lengths[right] !== queue.numBytes) continue;
-      lengths[left] = queue.numBytes;
-      lengths[right] = 0;
-      this.#ids[left] = queue.piece;
-      const after = this.#next[right];
-      this.#next[left] = after;
-      if (after >= 0) this.#previous[after] = left;
-      if (this.#previous[left] >= 0) this.#propose(this.#previous[left], left);
-      if (after >= 0) this.#propose(left, after);
-    }
-    for (let symbol = 0; symbol >= 0; symbol = this.#next[symbol]) this.#emit(symbol, ids);
-  }
-
-  /** Fills the list with the characters of these bytes; returns how many there are. */
-  #readSymbols(runBegin: number, runEnd: number): number {
-    if (this.#begins.length < runEnd - runBegin) this.#grow(runEnd - runBegin);
-    const bytes = this.#text;
-    let count = 0;
-    for (let begin = runBegin; begin < runEnd; count++) {
-      const lead = bytes[begin];
-      const length = lead < 0x80 ? 1 : lead < 0xe0 ? 2 : lead < 0xf0 ? 3 : 4;
-      this.#begins[count] = begin;
-      this.#lengths[count] = length;
-      this.#ids[count] = this.#pieces.find(bytes, begin, begin + length);
-      this.#previous[count] = count - 1;
-      this.#next[count] = count + 1;
-      begin += length;
-    }
-    this.#next[count - 1] = -1;
-    return count;
-  }
-
-  #grow(numSymbols: number): void {
-    const capacity = Math.max(256, 2 * numSymbols);
-    this.#begins = new Int32Array(capacity);
-    this.#lengths = new Int32Array(capacity);
-    this.#ids = new Int32Array(capacity);
-    this.#previous = new Int32Array(capacity);
-    this.#next = new Int32Array(capacity);
-  }
-
-  /** Queues the merge of two neighbours if there is a piece for it. */
-  #propose(left: number, right: number): void {
-    const numBytes = this.#lengths[left] + this.#lengths[right];
-    const begin = this.#begins[left];
-    const piece = this.#pieces.find(this.#text, begin, begin + numBytes);
-    if (piece >= 0) this.#queue.push(this.#scores[piece], left, right, piece, numBytes);
-  }
-
-  #emit(symbol: number, ids: number[]): void {
-    const id = this.#ids[symbol];
-    if (id >= 0) {
-      ids.push(id);
-    } else if (this.#hasAllBytes) {
-      const begin = this.#begins[symbol];
-      for (let i = 0; i < this.#lengths[symbol]; i++) ids.push(this.#byteIds[this.#text[begin + i]]);
-    } else {
-      // A run of unknown characters is one unknown token, as in sentencepiece.
-      if (this.#unknownId === undefined) {
+/** Sentencepiece's rule: any two neighbours whose texts make a piece, the highest score first. A merge is the piece it makes. */
+function scoreRule(
+  pieces: PieceTable,
+  scores: ArrayLike<number>,
+  byteIds: Int32Array,
+  unknownId: number | undefined,
+): MergeRule {
+  const hasAllBytes = byteIds.every((id) => id >= 0);
+  return {
+    characterId: (bytes, begin, end) => pieces.find(bytes, begin, end),
+    mergeOf: (_left, _right, bytes, begin, end) => pieces.find(bytes, begin, end),
+    priorityOf: (piece) => scores[piece],
+    resultOf: (piece) => piece,
+    emitUnknown(bytes, begin, end, ids) {
+      if (hasAllBytes) {
+        for (let at = begin; at < end; at++) ids.push(byteIds[bytes[at]]);
+      } else if (unknownId === undefined) {
         throw new FormatError(
           "The tokenizer has neither all 256 byte tokens nor an unknown token: it cannot encode this text",
         );
-      }
-      if (ids.at(-1) !== this.#unknownId) ids.push(this.#unknownId);
-    }
-  }
+      } else if (ids.at(-1) !== unknownId) ids.push(unknownId); // a run of unknown characters is one token
+    },
+  };
 }
 
 function addedToken(id: number, bytes: Uint8Array, special: boolean): AddedToken {

@@ -3,7 +3,7 @@
  */
 
 import { ArgumentError, CapacityError } from "../tensor/errors.ts";
-import type { SamplingOptions } from "./types.ts";
+import type { SamplingParams } from "./types.ts";
 
 export interface EngineRequest {
   /** Unique among the requests not yet finished. */
@@ -13,14 +13,8 @@ export interface EngineRequest {
   readonly maxTokens: number;
   /** Samples that continue the prompt independently; their prefill is shared. Default 1. */
   readonly n?: number;
-  /** Read by the sampler alone, as are `logprobs` and `stopTokens`. */
-  readonly sampling: SamplingOptions;
-  /** Log-probabilities of each generated token and of this many most likely ones. Default: none. */
-  readonly logprobs?: number;
-  /** The same for every prompt token but the first, which nothing predicts. The prefix cache is then not consulted. Default: none. */
-  readonly promptLogprobs?: number;
-  /** Tokens that end a sample. */
-  readonly stopTokens?: readonly number[];
+  /** The sampler's; the core reads only whether `promptLogprobs` are asked for, and then computes the prompt without cached prefixes. */
+  readonly sampling: SamplingParams;
   /** Requests share cached prefixes only with requests of the same salt. */
   readonly cacheSalt?: string;
 }

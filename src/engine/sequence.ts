@@ -17,8 +17,10 @@ export class Sequence {
   numTokens: number;
   /** Tokens whose keys and values are in the cache, or will be when the step now being planned has run. */
   numComputedTokens = 0;
-  /** Prompt log-probabilities reported so far, so that a recomputed prefill does not report them again. */
-  numPromptLogprobs = 0;
+  /** Prompt rows whose log-probabilities were reported, so that a recomputed prefill does not report them again. */
+  numReportedRows = 0;
+  /** Prompt tokens that the cache had when the sample was first admitted; undefined until then. */
+  numCachedTokens: number | undefined;
   /** Present while running. */
   kv: CacheSequence | undefined;
 
@@ -33,6 +35,11 @@ export class Sequence {
 
   get numGeneratedTokens(): number {
     return this.numTokens - this.numPromptTokens;
+  }
+
+  /** Prompt rows still to be reported: row p answers for prompt token p + 1, so the last row answers for none. */
+  get numUnreportedRows(): number {
+    return this.request.sampling.promptLogprobs === undefined ? 0 : this.numPromptTokens - 1 - this.numReportedRows;
   }
 
   append(tokenId: number): void {

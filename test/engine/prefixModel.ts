@@ -52,7 +52,8 @@ export class PrefixModel implements ModelRunner {
   }
 
   copyPages(copies: readonly PageCopy[]): void {
-    for (const { from, to } of copies) this.#slots.copyWithin(to * this.pageSize, from * this.pageSize, (from + 1) * this.pageSize);
+    for (const { from, to } of copies)
+      this.#slots.copyWithin(to * this.pageSize, from * this.pageSize, (from + 1) * this.pageSize);
   }
 
   async execute(batch: RaggedBatch): Promise<LogitsBatch> {
@@ -80,12 +81,18 @@ export class PrefixModel implements ModelRunner {
     const demand = (holds: boolean, what: string) => {
       if (!holds) throw new Error(`a bad batch: ${what}`);
     };
-    demand(batch.tokenIds.length === numTokens && positions.length === numTokens && slotMapping.length === numTokens, "flat lengths");
+    demand(
+      batch.tokenIds.length === numTokens && positions.length === numTokens && slotMapping.length === numTokens,
+      "flat lengths",
+    );
     demand(queryIndptr.length === numSeqs + 1 && kvLens.length === numSeqs, "sequence lengths");
     demand(blockTables.length === numSeqs * maxPages, "table length");
     demand(queryIndptr[0] === 0 && queryIndptr[numSeqs] === numTokens, "queryIndptr ends");
     demand(new Set(slotMapping).size === numTokens, "a slot is written twice");
-    demand(batch.logitsRows.every((row, index) => row < numTokens && (index === 0 || row > batch.logitsRows[index - 1])), "rows ascend");
+    demand(
+      batch.logitsRows.every((row, index) => row < numTokens && (index === 0 || row > batch.logitsRows[index - 1])),
+      "rows ascend",
+    );
     for (let sequence = 0; sequence < numSeqs; sequence++) {
       const [begin, end] = [queryIndptr[sequence], queryIndptr[sequence + 1]];
       demand(end > begin && kvLens[sequence] <= this.maxPositions, "a sequence without tokens, or too long");
@@ -115,12 +122,19 @@ export class PrefixSampler implements Sampler {
 
 function drawToken(request: EngineRequest, sampleIndex: number, length: number, row: Float32Array): number {
   const { seed, temperature } = request.sampling;
-  const noisy = temperature === 0 ? row : row.map((logit, token) => logit + mix(mix(seed + 31 * sampleIndex) ^ mix(length * 64 + token)) / 2 ** 31);
+  const noisy =
+    temperature === 0
+      ? row
+      : row.map((logit, token) => logit + mix(mix(seed + 31 * sampleIndex) ^ mix(length * 64 + token)) / 2 ** 31);
   return noisy.indexOf(Math.max(...noisy));
 }
 
 /** What a sample must be: made token by token, without batch, cache or scheduler. */
-export function generateAlone(request: EngineRequest, sampleIndex: number, maxComputedTokens: number): { tokens: number[]; reason: "stop" | "length" } {
+export function generateAlone(
+  request: EngineRequest,
+  sampleIndex: number,
+  maxComputedTokens: number,
+): { tokens: number[]; reason: "stop" | "length" } {
   const text = Array.from(request.promptTokens);
   const tokens: number[] = [];
   while (tokens.length < request.maxTokens && text.length <= maxComputedTokens) {

@@ -2,18 +2,18 @@
 
 import { StopStrings } from "./stopStrings.ts";
 
-/** Detokenises a stream: a piece is held back while it ends within a character. Implemented by the tokenizers of `models`. */
-export interface IncrementalDecoder {
-  push(tokenIds: readonly number[]): string;
+/** Detokenises a stream: what ends within a character is held back. Implemented by the tokenizers of `models`. */
+export interface StreamDecoder {
+  push(tokenId: number): string;
   flush(): string;
 }
 
 export class OutputText {
-  readonly #decoder: IncrementalDecoder;
+  readonly #decoder: StreamDecoder;
   readonly #stops: StopStrings;
   #ready = "";
 
-  constructor(decoder: IncrementalDecoder, stops: readonly string[]) {
+  constructor(decoder: StreamDecoder, stops: readonly string[]) {
     this.#decoder = decoder;
     this.#stops = new StopStrings(stops);
   }
@@ -24,7 +24,7 @@ export class OutputText {
   }
 
   push(tokenId: number): void {
-    this.#ready += this.#stops.push(this.#decoder.push([tokenId]));
+    this.#ready += this.#stops.push(this.#decoder.push(tokenId));
   }
 
   /** Text since the last call. */

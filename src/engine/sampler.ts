@@ -22,7 +22,7 @@ export class LogitsError extends KvasirError {
 export interface Draw {
   readonly params: SamplingParams;
   /** Present when the parameters have any (`Penalties.areNeeded`). */
-  readonly penalties?: Penalties;
+  readonly penalties?: Penalties | undefined;
   readonly sampleIndex: number;
   /** Index in the sequence of the token to be drawn. */
   readonly position: number;

@@ -43,7 +43,7 @@ describe("StopStrings", () => {
 });
 
 describe("OutputText", () => {
-  const letters = () => ({ push: (ids: readonly number[]) => String.fromCharCode(...ids), flush: () => "~" });
+  const letters = () => ({ push: (id: number) => String.fromCharCode(id), flush: () => "~" });
 
   it("flushes the decoder and the held text at the end", () => {
     const output = new OutputText(letters(), ["bcd"]);

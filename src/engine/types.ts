@@ -124,6 +124,11 @@ export interface GenerateRequest extends SamplingOptions {
   readonly signal?: AbortSignal;
   /** Requests share cached prefixes only with requests of the same salt. Default "": all share. */
   readonly cacheSalt?: string;
+  /**
+   * Recognises control tokens (`<end_of_turn>`) that a prompt given as text contains. Default false: a user's text cannot forge a turn.
+   * A conversation's template writes them in any case.
+   */
+  readonly parseSpecialTokens?: boolean;
   /** Values for the chat template besides the messages (`tools`, `enable_thinking`, ...). Only with a conversation as prompt. */
   readonly templateVariables?: Readonly<Record<string, unknown>>;
 }

@@ -1,0 +1,52 @@
+/** From a prompt as callers write it to the tokens that are computed. */
+
+import { ArgumentError } from "../tensor/errors.ts";
+import type { EngineTokenizer } from "./backend.ts";
+import type { TokenizeOptions } from "./messages.ts";
+import type { ChatMessage, Prompt } from "./types.ts";
+
+/** Whether the prompt is a conversation, to be put into words by the model's chat template. */
+export function isConversation(prompt: Prompt): prompt is readonly ChatMessage[] {
+  return typeof prompt !== "string" && typeof prompt[0] === "object";
+}
+
+/**
+ * Text gets the model's special tokens around it; a conversation is rendered with the assistant's turn opened; tokens stay as they are.
+ * Throws ArgumentError for anything else, and for a conversation with a model that has no chat template.
+ */
+export function promptTokens(prompt: Prompt, tokenizer: EngineTokenizer, options: TokenizeOptions): number[] {
+  if (typeof prompt === "string")
+    return tokenizer.encode(prompt, { parseSpecialTokens: options.parseSpecialTokens ?? false });
+  if (!Array.isArray(prompt))
+    throw new ArgumentError(
+      `prompt must be text, an array of token numbers or an array of messages, got ${typeof prompt}`,
+    );
+  if (isConversation(prompt)) return conversationTokens(prompt, tokenizer, options.templateVariables);
+  const tokens: readonly unknown[] = prompt;
+  return tokens.map((token, i) => {
+    if (typeof token === "number" && Number.isSafeInteger(token)) return token;
+    throw new ArgumentError(`prompt[${i}] = ${String(token)} is not a token: tokens are integers`);
+  });
+}
+
+function conversationTokens(
+  messages: readonly ChatMessage[],
+  tokenizer: EngineTokenizer,
+  templateVariables: Readonly<Record<string, unknown>> = {},
+): number[] {
+  messages.forEach((message, i) => {
+    if (typeof message?.role === "string") return;
+    throw new ArgumentError(`prompt[${i}] must be a message with a role and a content`);
+  });
+  const template = tokenizer.chatTemplate;
+  if (template === undefined)
+    throw new ArgumentError("prompt is a conversation, but this model has no chat template: give the text instead");
+  const { tools, documents, ...variables } = templateVariables;
+  const text = template.render(messages, {
+    addGenerationPrompt: true,
+    variables,
+    ...(Array.isArray(tools) ? { tools } : {}),
+    ...(Array.isArray(documents) ? { documents } : {}),
+  });
+  return tokenizer.encode(text, { addSpecialTokens: false, parseSpecialTokens: true });
+}

@@ -1,0 +1,27 @@
+// Conditions between the fields of a ModelConfig that a file can violate although each field alone is sound.
+
+import { FormatError } from "../../tensor/index.ts";
+import type { ModelConfig } from "./modelConfig.ts";
+
+/** More layers than any model has; keeps a wrong count from filling memory. */
+const MAX_LAYERS = 4096;
+
+/** Throws FormatError naming the fields that do not fit together. */
+export function requireConsistent(label: string, config: ModelConfig): void {
+  const { numLayers, numAttentionHeads, numKvHeads, headDim, vocabSize } = config;
+  if (numLayers > MAX_LAYERS)
+    throw new FormatError(`${label}: ${numLayers} layers: at most ${MAX_LAYERS} are supported`);
+  if (!Number.isInteger(headDim) || headDim % 2 !== 0) {
+    throw new FormatError(
+      `${label}: heads have ${headDim} channels: an even integer is right (hidden size / attention heads, or stated)`,
+    );
+  }
+  if (numAttentionHeads % numKvHeads !== 0) {
+    throw new FormatError(
+      `${label}: ${numAttentionHeads} attention heads are not a multiple of ${numKvHeads} key/value heads`,
+    );
+  }
+  for (const id of [config.bosTokenId ?? 0, ...config.eosTokenIds]) {
+    if (id >= vocabSize) throw new FormatError(`${label}: token id ${id} is outside of the vocabulary of ${vocabSize}`);
+  }
+}

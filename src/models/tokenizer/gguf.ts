@@ -2,6 +2,7 @@
 import { FormatError } from "../../tensor/errors.ts";
 import { ChatTemplate } from "./chatTemplate.ts";
 import { type AddedTokenJson, addedTokensOf, libraryTokenizer, type TokenizerJson } from "./libraryModel.ts";
+import type { PairMergesVocabulary } from "./pairMerges.ts";
 import type { StringArray } from "./pieceTable.ts";
 import { sentencePieceTokenizer, TokenType } from "./sentencePiece.ts";
 import { type SplitRule, splitRules } from "./splitRules.ts";
@@ -11,6 +12,8 @@ import { endTokenIds, type Tokenizer } from "./tokenizer.ts";
 export interface GgufMetadata {
   get(key: string): unknown;
 }
+
+const SPACE = 0x20;
 
 /**
  * Builds the tokenizer of a GGUF file: `llama` (sentencepiece) or `gpt2` (byte-level BPE). Throws FormatError naming the key
@@ -56,7 +59,7 @@ function byteLevelFromGguf(reader: MetadataReader): Tokenizer {
   }
   const merges = reader.strings("tokenizer.ggml.merges");
   if (merges === undefined) throw new FormatError("tokenizer.ggml.merges is missing: byte-level BPE cannot do without");
-  const json = byteLevelJson(tokens, reader.types(numTokens), merges, rule);
+  const json = byteLevelJson(tokens, reader.types(numTokens), rule);
   const bosId = reader.tokenId("bos", numTokens);
   const eosIds = endTokenIds(reader.endIds(numTokens), addedTokensOf(json));
   const addBos = reader.boolean("tokenizer.ggml.add_bos_token") ?? rule.addsBos ?? false;
@@ -71,29 +74,20 @@ function byteLevelFromGguf(reader: MetadataReader): Tokenizer {
         prefix: addBos && bosId !== undefined ? [bosId] : [],
         suffix: addEos && eosIds.length > 0 ? [eosIds[0]] : [],
       },
+      vocabulary: byteLevelVocabulary(tokens, merges, rule),
       chatTemplate: reader.chatTemplate(tokens),
     },
   );
 }
 
-/** The tokenizer.json that says the same as the metadata. */
-function byteLevelJson(
-  tokens: StringArray,
-  types: ArrayLike<number>,
-  merges: StringArray,
-  rule: SplitRule,
-): TokenizerJson {
-  // No prototype: "__proto__" is a token like any other.
-  const vocabulary: Record<string, number> = Object.create(null);
+/** The tokenizer.json that says the same as the metadata, but for the vocabulary. */
+function byteLevelJson(tokens: StringArray, types: ArrayLike<number>, rule: SplitRule): TokenizerJson {
   const addedTokens: AddedTokenJson[] = [];
   for (let id = 0; id < tokens.length; id++) {
-    const content = tokens.at(id) ?? "";
-    vocabulary[content] = id;
-    if (types[id] === TokenType.control || types[id] === TokenType.userDefined) {
-      addedTokens.push({ id, content, special: types[id] === TokenType.control, normalized: false });
-    }
+    if (types[id] !== TokenType.control && types[id] !== TokenType.userDefined) continue;
+    const special = types[id] === TokenType.control;
+    addedTokens.push({ id, content: tokens.at(id) ?? "", special, normalized: false });
   }
-  const pairs = Array.from({ length: merges.length }, (_, rank) => mergePair(merges.at(rank) ?? "", rank));
   const splits = rule.patterns.map((pattern) => ({
     type: "Split",
     pattern: { Regex: pattern },
@@ -109,17 +103,33 @@ function byteLevelJson(
     },
     post_processor: null,
     decoder: { type: "ByteLevel" },
-    model: { type: "BPE", vocab: vocabulary, merges: pairs, ignore_merges: rule.ignoreMerges ?? false },
+    model: { type: "BPE", vocab: {}, merges: [] },
   };
 }
 
-/** "Ġ t" to its two sides. */
-function mergePair(merge: string, rank: number): [string, string] {
-  const space = merge.indexOf(" ", 1);
-  if (space < 0 || space === merge.length - 1) {
-    throw new FormatError(`tokenizer.ggml.merges[${rank}] is "${merge}": a merge is two pieces with a space between`);
-  }
-  return [merge.slice(0, space), merge.slice(space + 1)];
+function byteLevelVocabulary(tokens: StringArray, merges: StringArray, rule: SplitRule): PairMergesVocabulary {
+  const encoder = new TextEncoder();
+  const bytesOf = (strings: StringArray, index: number) =>
+    strings.bytesAt?.(index) ?? encoder.encode(strings.at(index) ?? "");
+  return {
+    vocabSize: tokens.length,
+    pieceAt: (id) => bytesOf(tokens, id),
+    numMerges: merges.length,
+    mergeAt(rank) {
+      const merge = bytesOf(merges, rank);
+      const space = merge.indexOf(SPACE, 1);
+      if (space < 0 || space === merge.length - 1) {
+        throw new FormatError(
+          `tokenizer.ggml.merges[${rank}] is "${merges.at(rank)}": a merge is two pieces with a space between`,
+        );
+      }
+      return [merge.subarray(0, space), merge.subarray(space + 1)];
+    },
+    ignoresMerges: rule.ignoreMerges ?? false,
+    hasByteFallback: false,
+    unknownPiece: undefined,
+    fusesUnknown: false,
+  };
 }
 
 /** Reads keys with the type they must have; undefined where a key is absent. */

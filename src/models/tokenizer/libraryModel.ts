@@ -5,7 +5,7 @@ import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { FormatError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
 import type { ChatTemplate } from "./chatTemplate.ts";
-import { isPairMerges, PairMerges, vocabularySize } from "./pairMerges.ts";
+import { isPairMerges, jsonVocabulary, PairMerges, type PairMergesVocabulary } from "./pairMerges.ts";
 import { type PieceDecoder, parsePieceDecoder } from "./pieceDecoder.ts";
 import { type SectionEncoder, Tokenizer } from "./tokenizer.ts";
 
@@ -32,10 +32,11 @@ export interface AddedTokenJson {
 /** What tokenizer.json does not say. */
 export interface LibraryTokenizerOptions {
   readonly bosId: number | undefined;
-  /** From the ids of all tokens and the special tokens to the end tokens. */
   readonly eosIds: readonly number[];
   /** Replaces the post-processor: ids around each text. */
   readonly surroundingIds?: { readonly prefix: readonly number[]; readonly suffix: readonly number[] };
+  /** Replaces a model of type BPE. */
+  readonly vocabulary?: PairMergesVocabulary;
   readonly chatTemplate: ChatTemplate | undefined;
 }
 
@@ -61,7 +62,7 @@ export function libraryTokenizer(
   const addedTokens = addedTokensOf(json);
   const decoder = parsePieceDecoder(json.decoder);
   const library = construct(json, config);
-  const words = wordModel(json, library, addedTokens);
+  const words = wordModel(json, library, addedTokens, options);
   const { normalizer, pre_tokenizer: preTokenizer } = library;
   const normalize = (text: string) => (normalizer === null ? text : normalizer.normalize(text));
   // Without a normaliser, all tokens are matched in the text as it stands.
@@ -103,12 +104,24 @@ interface WordModel {
   idOf(piece: string): number | undefined;
 }
 
-function wordModel(json: TokenizerJson, library: LibraryTokenizer, addedTokens: readonly AddedToken[]): WordModel {
-  if (isPairMerges(json.model)) {
-    const addedIds = addedTokens.map((token) => token.id);
-    const merges = new PairMerges(json.model, vocabularySize(json.model.vocab, addedIds));
+function wordModel(
+  json: TokenizerJson,
+  library: LibraryTokenizer,
+  addedTokens: readonly AddedToken[],
+  options: LibraryTokenizerOptions,
+): WordModel {
+  const vocabulary =
+    options.vocabulary ??
+    (isPairMerges(json.model)
+      ? jsonVocabulary(
+          json.model,
+          addedTokens.map((token) => token.id),
+        )
+      : undefined);
+  if (vocabulary !== undefined) {
+    const merges = new PairMerges(vocabulary);
     return {
-      vocabSize: merges.pieces.length,
+      vocabSize: merges.vocabSize,
       encodeWords: (words, ids) => {
         for (const word of words) merges.encodeWord(word, ids);
       },

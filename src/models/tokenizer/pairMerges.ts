@@ -15,6 +15,9 @@ export interface PairMergesJson {
   readonly fuse_unk?: boolean | null;
 }
 
+/** Ids are small numbers: a file that says otherwise must not make us allocate gigabytes. */
+const MAX_VOCAB_SIZE = 2 ** 24;
+
 /** Whether this is a BPE model without the rarer features (dropout, marks at the ends of words), which the library then runs. */
 export function isPairMerges(model: object): model is PairMergesJson {
   const { type, dropout, continuing_subword_prefix, end_of_word_suffix, vocab, merges } = model as Record<
@@ -25,29 +28,87 @@ export function isPairMerges(model: object): model is PairMergesJson {
   return type === "BPE" && isPlain && typeof vocab === "object" && vocab !== null && Array.isArray(merges);
 }
 
+/** A BPE vocabulary, whatever file it is in. All texts are UTF-8. */
+export interface PairMergesVocabulary {
+  /** Ids are below this. */
+  readonly vocabSize: number;
+  /** The piece with this id as the file spells it, or undefined if there is none. */
+  pieceAt(id: number): Uint8Array | undefined;
+  readonly numMerges: number;
+  /** The two pieces of a merge. Throws FormatError if it is none. */
+  mergeAt(rank: number): readonly [left: Uint8Array, right: Uint8Array];
+  /** A word that is a token is taken whole, whatever the merges say. */
+  readonly ignoresMerges: boolean;
+  /** Characters without a piece become the tokens <0x00> to <0xFF>, if those exist. */
+  readonly hasByteFallback: boolean;
+  /** Stands for a character that nothing else does. */
+  readonly unknownPiece: string | undefined;
+  /** A run of such characters is one unknown token. */
+  readonly fusesUnknown: boolean;
+}
+
+/** The vocabulary of a tokenizer.json. `otherIds`: ids of tokens that are not among its pieces. Throws FormatError for an id that is none. */
+export function jsonVocabulary(json: PairMergesJson, otherIds: Iterable<number>): PairMergesVocabulary {
+  const pieces: (string | undefined)[] = [];
+  let vocabSize = 0;
+  const count = (id: number) => {
+    if (!Number.isInteger(id) || id < 0 || id >= MAX_VOCAB_SIZE) {
+      throw new FormatError(`tokenizer.json has a token with id ${id}`);
+    }
+    vocabSize = Math.max(vocabSize, id + 1);
+  };
+  for (const [piece, id] of Object.entries(json.vocab)) {
+    count(id);
+    pieces[id] = piece;
+  }
+  for (const id of otherIds) count(id);
+  const encoder = new TextEncoder();
+  return {
+    vocabSize,
+    pieceAt: (id) => (pieces[id] === undefined ? undefined : encoder.encode(pieces[id])),
+    numMerges: json.merges.length,
+    mergeAt(rank) {
+      const merge = json.merges[rank];
+      const [left, right, ...others] = typeof merge === "string" ? merge.split(" ") : merge;
+      if (left === undefined || right === undefined || others.length > 0) {
+        throw new FormatError(`Merge ${rank} is ${JSON.stringify(merge)}: a merge is two pieces`);
+      }
+      return [encoder.encode(left), encoder.encode(right)];
+    },
+    ignoresMerges: json.ignore_merges ?? false,
+    hasByteFallback: json.byte_fallback ?? false,
+    unknownPiece: json.unk_token ?? undefined,
+    fusesUnknown: json.fuse_unk ?? false,
+  };
+}
+
 /** Words to ids by merging pairs in the order of a list. */
 export class PairMerges {
-  /** The pieces by id, as spelled in the file; ids that the vocabulary leaves out are empty. */
-  readonly pieces: PieceTable;
+  readonly #pieces: PieceTable;
   readonly #decoder = new TextDecoder("utf-8", { ignoreBOM: true });
   readonly #merger: SymbolMerger;
   readonly #ignoresMerges: boolean;
   readonly #encoder = new TextEncoder();
 
-  /** `vocabSize`: ids are below this. Throws FormatError for a merge of pieces that are no tokens. */
-  constructor(json: PairMergesJson, vocabSize: number) {
-    this.pieces = tableOf(json.vocab, vocabSize);
-    this.#merger = new SymbolMerger(pairRule(json, this.pieces));
-    this.#ignoresMerges = json.ignore_merges ?? false;
+  /** Throws FormatError for a merge of pieces that are no tokens. Keeps nothing of `vocabulary`. */
+  constructor(vocabulary: PairMergesVocabulary) {
+    this.#pieces = tableOf(vocabulary);
+    this.#merger = new SymbolMerger(pairRule(vocabulary, this.#pieces));
+    this.#ignoresMerges = vocabulary.ignoresMerges;
+  }
+
+  /** Ids are below this. */
+  get vocabSize(): number {
+    return this.#pieces.length;
   }
 
   /** The piece as spelled in the file; empty for an id without one. */
   pieceOf(id: number): string {
-    return this.#decoder.decode(this.pieces.bytesAt(id));
+    return this.#decoder.decode(this.#pieces.bytesAt(id));
   }
 
   idOf(piece: string): number | undefined {
-    const id = findPiece(this.pieces, piece);
+    const id = findPiece(this.#pieces, piece);
     return id < 0 ? undefined : id;
   }
 
@@ -55,7 +116,7 @@ export class PairMerges {
   encodeWord(word: string, ids: number[]): void {
     if (this.#ignoresMerges) {
       const bytes = this.#encoder.encode(word);
-      const id = this.pieces.find(bytes, 0, bytes.length);
+      const id = this.#pieces.find(bytes, 0, bytes.length);
       if (id >= 0) {
         ids.push(id);
         return;
@@ -65,34 +126,27 @@ export class PairMerges {
   }
 }
 
-/** Ids are below this: one more than the largest. Throws FormatError for an id that is none. */
-export function vocabularySize(vocabulary: Readonly<Record<string, number>>, otherIds: Iterable<number>): number {
-  let size = 0;
-  for (const id of [...Object.values(vocabulary), ...otherIds]) {
-    if (!Number.isInteger(id) || id < 0 || id >= 2 ** 24)
-      throw new FormatError(`tokenizer.json has a token with id ${id}`);
-    size = Math.max(size, id + 1);
-  }
-  return size;
-}
-
-function tableOf(vocabulary: Readonly<Record<string, number>>, vocabSize: number): PieceTable {
-  const byId: (string | undefined)[] = new Array(vocabSize);
-  for (const [piece, id] of Object.entries(vocabulary)) byId[id] = piece;
+function tableOf(vocabulary: PairMergesVocabulary): PieceTable {
+  const { vocabSize } = vocabulary;
   const builder = new PieceTableBuilder(vocabSize);
-  const encoder = new TextEncoder();
-  for (let id = 0; id < vocabSize; id++) builder.add(encoder.encode(byId[id] ?? ""), false);
+  const exists = new Uint8Array(vocabSize);
+  const nothing = new Uint8Array(0);
+  for (let id = 0; id < vocabSize; id++) {
+    const piece = vocabulary.pieceAt(id);
+    if (piece !== undefined) exists[id] = 1;
+    builder.add(piece ?? nothing, false);
+  }
   const table = builder.finish();
-  for (let id = 0; id < vocabSize; id++) if (byId[id] !== undefined) table.enter(id);
+  for (let id = 0; id < vocabSize; id++) if (exists[id] === 1) table.enter(id);
   return table;
 }
 
 /** Neighbours merge if their pair is listed, the earliest in the list first. A merge is its place in the list. */
-function pairRule(json: PairMergesJson, pieces: PieceTable): MergeRule {
-  const { ranks, results } = readMerges(json, pieces);
-  const byteIds = json.byte_fallback ? findByteIds(pieces) : undefined;
-  const unknownId = json.unk_token === null || json.unk_token === undefined ? -1 : findPiece(pieces, json.unk_token);
-  const fusesUnknown = json.fuse_unk ?? false;
+function pairRule(vocabulary: PairMergesVocabulary, pieces: PieceTable): MergeRule {
+  const { ranks, results } = readMerges(vocabulary, pieces);
+  const { fusesUnknown, unknownPiece, hasByteFallback } = vocabulary;
+  const byteIds = hasByteFallback ? findByteIds(pieces) : undefined;
+  const unknownId = unknownPiece === undefined ? -1 : findPiece(pieces, unknownPiece);
   return {
     characterId: (bytes, begin, end) => pieces.find(bytes, begin, end),
     mergeOf: (left, right) => (left < 0 || right < 0 ? -1 : ranks.get(left, right)),
@@ -103,7 +157,7 @@ function pairRule(json: PairMergesJson, pieces: PieceTable): MergeRule {
         for (let at = begin; at < end; at++) ids.push(byteIds[bytes[at]]);
       } else if (unknownId < 0) {
         const character = new TextDecoder().decode(bytes.subarray(begin, end));
-        throw new FormatError(`tokenizer.json has no token for "${character}", no byte tokens and no unknown token`);
+        throw new FormatError(`The vocabulary has no token for "${character}", no byte tokens and no unknown token`);
       } else if (!fusesUnknown || ids.at(-1) !== unknownId) ids.push(unknownId);
     },
   };
@@ -122,28 +176,26 @@ function findByteIds(pieces: PieceTable): Int32Array | undefined {
   return ids.includes(-1) ? undefined : ids;
 }
 
-function readMerges(json: PairMergesJson, pieces: PieceTable): { ranks: PairMap; results: Int32Array } {
-  const ranks = new PairMap(json.merges.length);
-  const results = new Int32Array(json.merges.length);
-  const encoder = new TextEncoder();
-  let bytes = new Uint8Array(256);
-  json.merges.forEach((merge, rank) => {
-    const [left, right, ...others] = typeof merge === "string" ? merge.split(" ") : merge;
-    if (left === undefined || right === undefined || others.length > 0) {
-      throw new FormatError(`Merge ${rank} is ${JSON.stringify(merge)}: a merge is two pieces`);
-    }
-    if (3 * (left.length + right.length) > bytes.length) bytes = new Uint8Array(6 * (left.length + right.length));
-    const middle = encoder.encodeInto(left, bytes).written;
-    const end = middle + encoder.encodeInto(right, bytes.subarray(middle)).written;
-    const leftId = pieces.find(bytes, 0, middle);
-    const rightId = pieces.find(bytes, middle, end);
-    results[rank] = pieces.find(bytes, 0, end);
+function readMerges(vocabulary: PairMergesVocabulary, pieces: PieceTable): { ranks: PairMap; results: Int32Array } {
+  const { numMerges } = vocabulary;
+  const ranks = new PairMap(numMerges);
+  const results = new Int32Array(numMerges);
+  let joined = new Uint8Array(256);
+  for (let rank = 0; rank < numMerges; rank++) {
+    const [left, right] = vocabulary.mergeAt(rank);
+    const length = left.length + right.length;
+    if (length > joined.length) joined = new Uint8Array(2 * length);
+    joined.set(left);
+    joined.set(right, left.length);
+    const leftId = pieces.find(left, 0, left.length);
+    const rightId = pieces.find(right, 0, right.length);
+    results[rank] = pieces.find(joined, 0, length);
     if (leftId < 0 || rightId < 0 || results[rank] < 0) {
-      const missing = leftId < 0 ? left : rightId < 0 ? right : left + right;
-      throw new FormatError(`Merge ${rank} is ${JSON.stringify(merge)}, but "${missing}" is no token`);
+      const missing = leftId < 0 ? left : rightId < 0 ? right : joined.subarray(0, length);
+      throw new FormatError(`Merge ${rank} needs "${new TextDecoder().decode(missing)}", which is no token`);
     }
     ranks.set(leftId, rightId, rank);
-  });
+  }
   return { ranks, results };
 }
 

@@ -29,6 +29,8 @@ export class StepBatch {
   readonly #kvLens: Int32Array;
   readonly #blockTables: Int32Array;
   readonly #logitsRows: Int32Array;
+  /** [S + 1] a sequence's part of `logitsRows`. Kept, since a cancelled sequence no longer knows what it was part of. */
+  readonly #logitsIndptr: Int32Array;
   /** [S] how many of a sequence's logits rows are for prompt log-probabilities. */
   readonly #numPromptRows: Int32Array;
   #numTokens = 0;
@@ -44,6 +46,7 @@ export class StepBatch {
     this.#kvLens = new Int32Array(maxNumSeqs);
     this.#blockTables = new Int32Array(maxNumSeqs * maxPages);
     this.#logitsRows = new Int32Array(Math.min(maxNumTokens, maxNumSeqs + maxNumPromptRows));
+    this.#logitsIndptr = new Int32Array(maxNumSeqs + 1);
     this.#numPromptRows = new Int32Array(maxNumSeqs);
   }
 
@@ -82,16 +85,20 @@ export class StepBatch {
     this.#kvLens[at] = end;
     const firstRow = Math.max(begin, sequence.numReportedRows);
     const rowsEnd = Math.min(end, sequence.numReportedRows + sequence.numUnreportedRows);
-    for (let position = firstRow; position < rowsEnd; position++) this.#logitsRows[this.#numLogitsRows++] = row + position - begin;
+    for (let position = firstRow; position < rowsEnd; position++)
+      this.#logitsRows[this.#numLogitsRows++] = row + position - begin;
     this.#numPromptRows[at] = Math.max(0, rowsEnd - firstRow);
     this.#numPromptRowsInAll += this.#numPromptRows[at];
     if (end === sequence.numTokens) this.#logitsRows[this.#numLogitsRows++] = this.#numTokens - 1;
+    this.#logitsIndptr[at + 1] = this.#numLogitsRows;
     sequence.numComputedTokens = end;
   }
 
-  /** How many of the rows of `sequences[index]` are for prompt log-probabilities; they come before the one for its next token. */
-  numPromptRowsOf(index: number): number {
-    return this.#numPromptRows[index];
+  /** The logits rows of `sequences[index]`: first those for prompt log-probabilities, then, with all its tokens computed, its next token's. */
+  rowsOf(index: number): { readonly firstRow: number; readonly numPromptRows: number; readonly hasNextRow: boolean } {
+    const firstRow = this.#logitsIndptr[index];
+    const numPromptRows = this.#numPromptRows[index];
+    return { firstRow, numPromptRows, hasNextRow: this.#logitsIndptr[index + 1] > firstRow + numPromptRows };
   }
 
   /** The batch as the model takes it: views, valid until the next `clear`. */

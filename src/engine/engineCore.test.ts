@@ -1,5 +1,12 @@
 import { describe, expect, it } from "vitest";
-import { GREEDY, generateAlone, logitsAfter, PrefixModel, type PrefixModelOptions, PrefixSampler } from "../../test/engine/prefixModel.ts";
+import {
+  GREEDY,
+  generateAlone,
+  logitsAfter,
+  PrefixModel,
+  type PrefixModelOptions,
+  PrefixSampler,
+} from "../../test/engine/prefixModel.ts";
 import { EngineCore, type EngineCoreOptions, type StepOutput } from "./engineCore.ts";
 import type { EngineRequest } from "./request.ts";
 
@@ -31,7 +38,8 @@ const tokensOf = (outputs: readonly StepOutput[], id: string, sampleIndex = 0) =
 const reasonsOf = (outputs: readonly StepOutput[], id: string, sampleIndex = 0) =>
   of(outputs, id, sampleIndex).flatMap(({ finishReason }) => finishReason ?? []);
 const range = (length: number, offset = 0) => Array.from({ length }, (_, index) => 1 + ((index + offset) % 10));
-const expectEmpty = (core: EngineCore) => expect(core.stats()).toMatchObject({ usedPages: 0, numRunning: 0, numWaiting: 0 });
+const expectEmpty = (core: EngineCore) =>
+  expect(core.stats()).toMatchObject({ usedPages: 0, numRunning: 0, numWaiting: 0 });
 
 describe("EngineCore", () => {
   it("hands out the budget by the one rule: running ones first, then waiting ones, prompts in chunks", async () => {
@@ -53,7 +61,8 @@ describe("EngineCore", () => {
   it("shares a prefix among requests of one and the same step", async () => {
     const { model, core } = setUp({ numPages: 64 });
     const opening = range(17);
-    for (let index = 0; index < 8; index++) core.addRequest(request(`tale ${index}`, [...opening, 1 + index], { maxTokens: 4 }));
+    for (let index = 0; index < 8; index++)
+      core.addRequest(request(`tale ${index}`, [...opening, 1 + index], { maxTokens: 4 }));
     const outputs = await runAll(core);
     expect(model.batches[0]).toMatchObject({ numTokens: 18 + 7 * 2, numSeqs: 8 });
     for (let index = 0; index < 8; index++) {
@@ -93,7 +102,9 @@ describe("EngineCore", () => {
 
   it("finishes 200 requests at once on a pool for 4", async () => {
     const { model, core } = setUp({ numPages: 20, pageSize: 4, maxNumBatchedTokens: 32 });
-    const requests = Array.from({ length: 200 }, (_, index) => request(`${index}`, range(5 + (index % 9), index), { maxTokens: 12 }));
+    const requests = Array.from({ length: 200 }, (_, index) =>
+      request(`${index}`, range(5 + (index % 9), index), { maxTokens: 12 }),
+    );
     for (const each of requests) core.addRequest(each);
     const outputs = await runAll(core);
     for (const each of requests) {
@@ -114,7 +125,9 @@ describe("EngineCore", () => {
     core.addRequest(request("growing", range(5, 1), { maxTokens: 50, sampling }));
     const outputs = await runAll(core);
     expect(tokensOf(outputs, "full")).toHaveLength(1);
-    expect(tokensOf(outputs, "growing")).toEqual(generateAlone(request("", range(5, 1), { maxTokens: 50, sampling }), 0, 12).tokens);
+    expect(tokensOf(outputs, "growing")).toEqual(
+      generateAlone(request("", range(5, 1), { maxTokens: 50, sampling }), 0, 12).tokens,
+    );
     expectEmpty(core);
   });
 
@@ -131,14 +144,24 @@ describe("EngineCore", () => {
   it("refuses a request that can never run, and that one alone", async () => {
     const { core } = setUp({ numPages: 3, pageSize: 4, maxPositions: 40 });
     expect(() => core.addRequest(request("empty", []))).toThrow("request empty: promptTokens is empty");
-    expect(() => core.addRequest(request("pool", range(13)))).toThrow("the prompt has 13 tokens; the cache holds 12 (3 pages of 4)");
-    expect(() => core.addRequest(request("context", range(41)))).toThrow("the prompt has 41 tokens; the model's context holds 40");
-    expect(() => core.addRequest(request("token", [1, 11]))).toThrow("promptTokens[1] = 11 is not a token: the vocabulary has 11 (0 to 10)");
+    expect(() => core.addRequest(request("pool", range(13)))).toThrow(
+      "the prompt has 13 tokens; the cache holds 12 (3 pages of 4)",
+    );
+    expect(() => core.addRequest(request("context", range(41)))).toThrow(
+      "the prompt has 41 tokens; the model's context holds 40",
+    );
+    expect(() => core.addRequest(request("token", [1, 11]))).toThrow(
+      "promptTokens[1] = 11 is not a token: the vocabulary has 11 (0 to 10)",
+    );
     expect(() => core.addRequest(request("token", [-1]))).toThrow("promptTokens[0] = -1 is not a token");
-    expect(() => core.addRequest(request("count", [1], { maxTokens: -1 }))).toThrow("maxTokens = -1 must be an integer of at least 0");
+    expect(() => core.addRequest(request("count", [1], { maxTokens: -1 }))).toThrow(
+      "maxTokens = -1 must be an integer of at least 0",
+    );
     expect(() => core.addRequest(request("count", [1], { n: 0 }))).toThrow("n = 0 must be an integer of at least 1");
     core.addRequest(request("good", range(4)));
-    expect(() => core.addRequest(request("good", range(4)))).toThrow("request good: a request of this id is still running");
+    expect(() => core.addRequest(request("good", range(4)))).toThrow(
+      "request good: a request of this id is still running",
+    );
     const outputs = await runAll(core);
     expect(tokensOf(outputs, "good")).toEqual(generateAlone(request("", range(4)), 0, 12).tokens);
     expectEmpty(core);
@@ -160,6 +183,15 @@ describe("EngineCore", () => {
     expectEmpty(core);
   });
 
+  it("reads the right rows when the first sequence of the step is cancelled in it", async () => {
+    const { core } = setUp({ duringStep: () => core.abort("first") });
+    core.addRequest(request("first", range(4)));
+    core.addRequest(request("second", range(5, 3)));
+    const outputs = await runAll(core);
+    expect([reasonsOf(outputs, "first"), tokensOf(outputs, "first")]).toEqual([["aborted"], []]);
+    expect(tokensOf(outputs, "second")).toEqual(generateAlone(request("", range(5, 3)), 0, 128).tokens);
+  });
+
   it("scores a prompt without generating, chunk by chunk, and without the prefix cache", async () => {
     const { model, core } = setUp({ maxNumPromptRows: 3 });
     const prompt = range(10);
@@ -169,7 +201,9 @@ describe("EngineCore", () => {
     const outputs = await runAll(core);
     const logprobs = outputs.flatMap((output) => output.promptLogprobs ?? []);
     expect(logprobs.map(({ tokenId }) => tokenId)).toEqual(prompt.slice(1));
-    expect(logprobs.map(({ logprob }) => logprob)).toEqual(prompt.slice(1).map((token, index) => logitsAfter(prompt.slice(0, index + 1))[token]));
+    expect(logprobs.map(({ logprob }) => logprob)).toEqual(
+      prompt.slice(1).map((token, index) => logitsAfter(prompt.slice(0, index + 1))[token]),
+    );
     expect(reasonsOf(outputs, "eval")).toEqual(["length"]);
     expect(tokensOf(outputs, "eval")).toEqual([]);
     expect(model.batches.slice(1).map(({ numTokens, numRows }) => [numTokens, numRows])).toEqual([
@@ -202,7 +236,8 @@ describe("EngineCore", () => {
   it("ends only the request whose sampler throws", async () => {
     class Failing extends PrefixSampler {
       override sample(...args: Parameters<PrefixSampler["sample"]>) {
-        if (args[0].request.id === "bad" && args[0].numGeneratedTokens === 2) throw new Error("every token has a logit of -Infinity");
+        if (args[0].request.id === "bad" && args[0].numGeneratedTokens === 2)
+          throw new Error("every token has a logit of -Infinity");
         return super.sample(...args);
       }
     }

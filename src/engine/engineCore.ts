@@ -87,7 +87,8 @@ export class EngineCore {
     const affordableRows = Math.max(1, Math.floor(PROMPT_ROWS_BYTES / (4 * runner.vocabSize)));
     const { maxNumPromptRows = Math.min(maxNumBatchedTokens, affordableRows) } = options;
     for (const [name, value] of Object.entries({ maxNumBatchedTokens, maxNumSeqs, maxNumPromptRows })) {
-      if (!Number.isSafeInteger(value) || value < 1) throw new ArgumentError(`${name} = ${value} must be an integer of at least 1`);
+      if (!Number.isSafeInteger(value) || value < 1)
+        throw new ArgumentError(`${name} = ${value} must be an integer of at least 1`);
     }
     const { numPages, pageSize } = runner;
     this.#runner = runner;
@@ -95,13 +96,19 @@ export class EngineCore {
     this.#cache = new KvCache({ numPages, pageSize, layout, listener });
     this.#scheduler = new Scheduler(this.#cache, { maxNumBatchedTokens, maxNumSeqs, maxNumPromptRows });
     const maxPages = Math.ceil(maxComputedTokens(runner) / pageSize);
-    this.#batch = new StepBatch(this.#cache, { maxNumTokens: maxNumBatchedTokens, maxNumSeqs, maxNumPromptRows, maxPages });
+    this.#batch = new StepBatch(this.#cache, {
+      maxNumTokens: maxNumBatchedTokens,
+      maxNumSeqs,
+      maxNumPromptRows,
+      maxPages,
+    });
   }
 
   /** Takes a request for the next step. Throws ArgumentError or CapacityError, and then nothing has changed; see `validateRequest`. */
   addRequest(request: EngineRequest): void {
     validateRequest(request, this.#runner);
-    if (this.#live.has(request.id)) throw new ArgumentError(`request ${request.id}: a request of this id is still running`);
+    if (this.#live.has(request.id))
+      throw new ArgumentError(`request ${request.id}: a request of this id is still running`);
     const arrival = this.#numArrivals++;
     const samples = Array.from({ length: request.n ?? 1 }, (_, index) => new Sequence(request, index, arrival));
     this.#live.set(request.id, new Set(samples));
@@ -141,7 +148,8 @@ export class EngineCore {
       this.#readLogits(logits);
     } catch (error) {
       this.#cache.forget();
-      for (const id of new Set(batch.sequences.map((sequence) => sequence.request.id))) this.#endRequest(id, "error", toError(error));
+      for (const id of new Set(batch.sequences.map((sequence) => sequence.request.id)))
+        this.#endRequest(id, "error", toError(error));
       this.#endAborted();
     } finally {
       this.#isStepping = false;
@@ -165,29 +173,31 @@ export class EngineCore {
   }
 
   #readLogits(logits: LogitsBatch): void {
-    let row = 0;
     for (const [index, sequence] of this.#batch.sequences.entries()) {
-      const numPromptRows = this.#batch.numPromptRowsOf(index);
-      const isComplete = sequence.numComputedTokens === sequence.numTokens;
-      const isLive = this.#isLive(sequence);
-      if (isLive) this.#readSequence(sequence, logits, row, numPromptRows, isComplete);
-      row += numPromptRows + (isComplete ? 1 : 0);
+      if (this.#live.get(sequence.request.id)?.has(sequence))
+        this.#readSequence(sequence, logits, this.#batch.rowsOf(index));
     }
   }
 
   /** What the sampler throws ends this one request. */
-  #readSequence(sequence: Sequence, logits: LogitsBatch, firstRow: number, numPromptRows: number, isComplete: boolean): void {
+  #readSequence(
+    sequence: Sequence,
+    logits: LogitsBatch,
+    { firstRow, numPromptRows, hasNextRow }: ReturnType<StepBatch["rowsOf"]>,
+  ): void {
     try {
-      const promptLogprobs = this.#readPromptRows(sequence, logits, firstRow, numPromptRows);
-      if (!isComplete) {
-        if (numPromptRows > 0) this.#emit(sequence, { promptLogprobs });
+      const output =
+        numPromptRows === 0 ? {} : { promptLogprobs: this.#readPromptRows(sequence, logits, firstRow, numPromptRows) };
+      if (!hasNextRow) {
+        if (numPromptRows > 0) this.#emit(sequence, output);
         return;
       }
       const row = firstRow + numPromptRows;
       // The first token of every sample comes from the same row; the others begin as copies of sample 0 without one.
-      const siblings = sequence.sampleIndex === 0 && sequence.numGeneratedTokens === 0 ? this.#siblingsOf(sequence) : [];
+      const siblings =
+        sequence.sampleIndex === 0 && sequence.numGeneratedTokens === 0 ? this.#siblingsOf(sequence) : [];
       for (const sibling of siblings) this.#scheduler.fork(sequence, sibling);
-      this.#continue(sequence, logits, row, numPromptRows > 0 ? { promptLogprobs } : {});
+      this.#continue(sequence, logits, row, output);
       for (const sibling of siblings) this.#continue(sibling, logits, row, {});
     } catch (error) {
       this.#endRequest(sequence.request.id, "error", toError(error));
@@ -208,7 +218,10 @@ export class EngineCore {
     const { maxTokens } = sequence.request;
     // The last token need not fit: nothing is computed after it.
     const numRoom = maxComputedTokens(this.#runner) + 1 - sequence.numPromptTokens;
-    if (maxTokens === 0) return this.#finish(sequence, { ...output, finishReason: "length" });
+    if (maxTokens === 0) {
+      this.#finish(sequence, { ...output, finishReason: "length" });
+      return;
+    }
     const token = this.#sampler.sample(sequence, logits, row);
     sequence.append(token.tokenId);
     this.#numGeneratedTokens++;
@@ -225,17 +238,14 @@ export class EngineCore {
     return [...(this.#live.get(sequence.request.id) ?? [])].filter((sample) => sample !== sequence);
   }
 
-  #isLive(sequence: Sequence): boolean {
-    return this.#live.get(sequence.request.id)?.has(sequence) ?? false;
-  }
-
   #endAborted(): void {
     for (const id of this.#aborted) this.#endRequest(id, "aborted");
     this.#aborted.clear();
   }
 
   #endRequest(id: string, finishReason: "aborted" | "error", error?: Error): void {
-    for (const sample of this.#live.get(id) ?? []) this.#finish(sample, error === undefined ? { finishReason } : { finishReason, error });
+    for (const sample of this.#live.get(id) ?? [])
+      this.#finish(sample, error === undefined ? { finishReason } : { finishReason, error });
   }
 
   #finish(sequence: Sequence, output: Omit<StepOutput, "requestId" | "sampleIndex" | "numCachedTokens">): void {

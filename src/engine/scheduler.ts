@@ -53,10 +53,13 @@ export class Scheduler {
   fork(parent: Sequence, sample: Sequence): void {
     sample.numCachedTokens = parent.numCachedTokens;
     sample.numReportedRows = parent.numReportedRows;
-    if (parent.kv === undefined || this.#running.length >= this.#limits.maxNumSeqs) return this.enqueue(sample);
-    sample.kv = this.#cache.fork(parent.kv);
-    sample.numComputedTokens = parent.numComputedTokens;
-    insert(this.#running, sample);
+    if (parent.kv === undefined || this.#running.length >= this.#limits.maxNumSeqs) {
+      this.enqueue(sample);
+    } else {
+      sample.kv = this.#cache.fork(parent.kv);
+      sample.numComputedTokens = parent.numComputedTokens;
+      insert(this.#running, sample);
+    }
   }
 
   /** Lets go of a sequence, wherever it is. */

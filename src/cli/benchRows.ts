@@ -92,9 +92,10 @@ function plans(engine: Engine, signal: AbortSignal): Plan[] {
     arrivals(engine.generate({ ignoreEos: true, ...request, signal }));
 
   /** `sequences` prompts of `context` tokens, computed beforehand, then continued together. */
-  const continued = (context: number, sequences: number) => async (salt: string) => {
+  const continued = (context: number, sequences: number) => async () => {
     const prompts = Array.from({ length: sequences }, (_, i) => prompt(context, i));
-    const cacheSalt = `${salt} ${sequences}`;
+    // The same for every run: only the first computes the prompts, the others find them in the cache.
+    const cacheSalt = `continued ${context} x ${sequences}`;
     for (const each of prompts) await start({ prompt: each, maxTokens: 1, cacheSalt });
     const results = await Promise.all(
       prompts.map((each) => start({ prompt: each, maxTokens: GENERATED_TOKENS, cacheSalt })),

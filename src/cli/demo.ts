@@ -9,6 +9,7 @@ import { type LoadedEngine, withEngine } from "./loadEngine.ts";
 import { splitModel } from "./modelWords.ts";
 import { loadOptions, type ParsedOptions, readLoadOptions, readSampling, samplingOptions } from "./options.ts";
 import { type StreamedTexts, streamTogether } from "./streamTogether.ts";
+import { wrapText } from "./textLayout.ts";
 
 const OPENING = `The Inn in the Snow
 
@@ -49,7 +50,8 @@ async function tellTales(
   console.log(
     `${name} (${formatInteger(numParameters)} parameters) on ${device}, loaded in ${formatSeconds(loadSeconds)}`,
   );
-  console.log(`\n${OPENING.trim()}\n`);
+  const width = Math.min(100, (process.stdout.columns ?? 101) - 1);
+  console.log(`\n${wrapText(OPENING, width).join("\n")}\n`);
   const sampling = readSampling(args);
   const requests = BEGINNINGS.map(([, beginning], index): GenerateRequest => {
     const seed = (sampling.seed ?? 1) + index;

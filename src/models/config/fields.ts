@@ -2,6 +2,9 @@
 
 import { FormatError } from "../../tensor/index.ts";
 
+/** More layers than any model has. */
+const MAX_LAYERS = 4096;
+
 /** Keys of one config, with the prefix that errors show. null counts as absent, as in config.json. */
 export class Fields {
   readonly label: string;
@@ -20,11 +23,16 @@ export class Fields {
     return this.#lookup(this.#prefix + key) ?? undefined;
   }
 
-  /** A positive integer of at most 2^31, as every size is. Throws when it is absent and has no `fallback`. */
-  size(key: string, fallback?: number): number {
+  /** A positive integer of at most `most`. Throws when it is absent and has no `fallback`. */
+  size(key: string, fallback?: number, most = 2 ** 31): number {
     const value = this.get(key) ?? fallback;
-    if (typeof value === "number" && Number.isInteger(value) && value >= 1 && value <= 2 ** 31) return value;
-    throw this.error(key, value, "a positive integer");
+    if (typeof value === "number" && Number.isInteger(value) && value >= 1 && value <= most) return value;
+    throw this.error(key, value, `a positive integer of at most ${most}`);
+  }
+
+  /** The number of layers: bounded, because everything that follows makes one object a layer. */
+  numLayers(key: string): number {
+    return this.size(key, undefined, MAX_LAYERS);
   }
 
   /** A positive finite number. */

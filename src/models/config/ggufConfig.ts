@@ -36,7 +36,7 @@ export async function ggufConfig(file: WeightsFile): Promise<ModelConfig> {
   }
 
   const hiddenSize = fields.size("embedding_length");
-  const numLayers = fields.size("block_count");
+  const numLayers = fields.numLayers("block_count");
   const numAttentionHeads = sameForAll(fields, "attention.head_count");
   const headDim = fields.size("attention.key_length", hiddenSize / numAttentionHeads);
   if (fields.size("attention.value_length", headDim) !== headDim) {

@@ -56,7 +56,7 @@ export function hfConfig(json: JsonObject, label = "config.json", generationConf
   refuseUnsupported(fields, json);
 
   const hiddenSize = fields.size("hidden_size");
-  const numLayers = fields.size("num_hidden_layers");
+  const numLayers = fields.numLayers("num_hidden_layers");
   const numAttentionHeads = fields.size("num_attention_heads");
   const headDim = fields.size("head_dim", defaultHeadDim(family, hiddenSize, numAttentionHeads));
   const isGemma = family === "gemma2" || family === "gemma3";

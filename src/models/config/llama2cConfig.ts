@@ -23,7 +23,7 @@ export function llama2cConfig(file: WeightsFile): ModelConfig {
     vocabSize: fields.size("vocabSize"),
     hiddenSize,
     intermediateSize: fields.size("hiddenDim"),
-    numLayers: fields.size("numLayers"),
+    numLayers: fields.numLayers("numLayers"),
     numAttentionHeads,
     numKvHeads: fields.size("numKvHeads"),
     headDim,
@@ -41,7 +41,7 @@ export function llama2cConfig(file: WeightsFile): ModelConfig {
     hasQkvBias: false,
     hasAttentionOutputBias: false,
     hasMlpBias: false,
-    layers: Array.from({ length: fields.size("numLayers") }, () => ({ slidingWindow: null, rope })),
+    layers: Array.from({ length: fields.numLayers("numLayers") }, () => ({ slidingWindow: null, rope })),
     bosTokenId: 1,
     eosTokenIds: [2],
   };

@@ -3,14 +3,9 @@
 import { FormatError } from "../../tensor/index.ts";
 import type { ModelConfig } from "./modelConfig.ts";
 
-/** More layers than any model has; keeps a wrong count from filling memory. */
-const MAX_LAYERS = 4096;
-
 /** Throws FormatError naming the fields that do not fit together. */
 export function requireConsistent(label: string, config: ModelConfig): void {
-  const { numLayers, numAttentionHeads, numKvHeads, headDim, vocabSize } = config;
-  if (numLayers > MAX_LAYERS)
-    throw new FormatError(`${label}: ${numLayers} layers: at most ${MAX_LAYERS} are supported`);
+  const { numAttentionHeads, numKvHeads, headDim, vocabSize } = config;
   if (!Number.isInteger(headDim) || headDim % 2 !== 0) {
     throw new FormatError(
       `${label}: heads have ${headDim} channels: an even integer is right (hidden size / attention heads, or stated)`,

@@ -90,15 +90,14 @@ export async function readValue(cursor: ByteCursor, key: string, type: number, d
   }
   if (type === GgufValueType.boolean) {
     await cursor.need(1);
-    return readBoolean(cursor, key);
+    return toBoolean(cursor, key, cursor.u8());
   }
   if (type === GgufValueType.string) return readString(cursor, `metadata ${key}`);
   if (type === GgufValueType.array) return readArray(cursor, key, depth);
   throw new FormatError(`${cursor.source.label}: metadata ${key} has value type ${type}: there are types 0 to 12`);
 }
 
-function readBoolean(cursor: ByteCursor, key: string): boolean {
-  const value = cursor.u8();
+function toBoolean(cursor: ByteCursor, key: string, value: number): boolean {
   if (value > 1)
     throw new FormatError(`${cursor.source.label}: metadata ${key} is a boolean of value ${value}: 0 or 1 is right`);
   return value === 1;
@@ -120,6 +119,10 @@ async function readArray(cursor: ByteCursor, key: string, depth: number): Promis
   }
   if (scalar !== undefined) return readNumbers(cursor, scalar, length);
   if (type === GgufValueType.string) return readStrings(cursor, key, length);
+  if (type === GgufValueType.boolean) {
+    const bytes = await cursor.copy(length);
+    return Array.from(bytes, (byte) => toBoolean(cursor, key, byte));
+  }
   const values: GgufValue[] = [];
   for (let i = 0; i < length; i++) values.push(await readValue(cursor, `${key}[${i}]`, type, depth + 1));
   return values;

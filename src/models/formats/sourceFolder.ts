@@ -16,7 +16,7 @@ export interface SourceFolder {
 /** Opens a file of the folder. Throws FormatError, with the reason why it is wanted, if it is not there. */
 export async function openNamed(folder: SourceFolder, name: string, wantedBy: string): Promise<ByteSource> {
   if (!folder.names.includes(name))
-    throw new FormatError(`${folder.label}: there is no file ${name}, which ${wantedBy} names`);
+    throw new FormatError(`${folder.label}: there is no file ${name}, which ${wantedBy} needs`);
   return folder.open(name);
 }
 

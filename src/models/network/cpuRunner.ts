@@ -1,0 +1,176 @@
+/** A model on the CPU device: owns its weights, cache pages and buffers, and runs ragged batches. */
+
+import type { CommandList, CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import { type AttentionSpec, CpuAttentionPlan } from "../../ops/attention/index.ts";
+import { recordCopyPages } from "../../ops/copyPages/index.ts";
+import { recordRowStatistics, rowStatisticsWords } from "../../ops/logits/index.ts";
+import { ArgumentError } from "../../tensor/index.ts";
+import type { ModelConfig } from "../config/index.ts";
+import type { LogitsBatch, ModelRunner, PageCopy, RaggedBatch } from "../runner.ts";
+import { allocatePages, type CacheSize, type LayerPages, NetworkBuffers } from "./buffers.ts";
+import { type DecoderState, recordDecoder } from "./decoder.ts";
+import { RopeRows } from "./ropeRows.ts";
+import type { LoadedWeights } from "./weights.ts";
+
+export interface CpuRunnerOptions extends CacheSize {
+  /** Most tokens of one batch. */
+  readonly maxNumBatchedTokens: number;
+}
+
+export class CpuRunner implements ModelRunner {
+  readonly vocabSize: number;
+  readonly maxPositions: number;
+  readonly pageSize: number;
+  readonly numPages: number;
+  readonly #device: CpuDevice;
+  readonly #state: DecoderState;
+  readonly #maxTokens: number;
+  readonly #commands: CommandList;
+  readonly #plans: readonly CpuAttentionPlan[];
+  readonly #ropes: readonly RopeRows[];
+  #statistics: DeviceBuffer | undefined;
+  #copies: PageCopy[] = [];
+  #copyBuffer: DeviceBuffer | undefined;
+
+  /** Takes the device and the weights over: `close` closes the device. */
+  constructor(device: CpuDevice, config: ModelConfig, weights: LoadedWeights, options: CpuRunnerOptions) {
+    this.#device = device;
+    this.vocabSize = config.vocabSize;
+    this.maxPositions = config.maxPositionEmbeddings;
+    this.pageSize = options.pageSize;
+    this.numPages = options.numPages;
+    this.#maxTokens = options.maxNumBatchedTokens;
+    this.#commands = device.commands();
+    const plans = new Map<string, CpuAttentionPlan>();
+    const ropes = new Map<string, RopeRows>();
+    const layerPlans = config.layers.map(({ slidingWindow }) => {
+      const spec = attentionSpec(config, options, slidingWindow);
+      return getOrMake(plans, JSON.stringify(spec), () => new CpuAttentionPlan(device, spec));
+    });
+    const layerRopes = config.layers.map(({ rope }) =>
+      getOrMake(ropes, JSON.stringify(rope), () => new RopeRows(device, rope, config.maxPositionEmbeddings)),
+    );
+    this.#plans = [...plans.values()];
+    this.#ropes = [...ropes.values()];
+    this.#state = {
+      config,
+      weights,
+      buffers: new NetworkBuffers(device, config, weights, options.maxNumBatchedTokens),
+      pages: allocatePages(device, config, options),
+      plans: layerPlans,
+      ropes: layerRopes,
+    };
+  }
+
+  cacheVariant(promptLength: number): string {
+    return this.#ropes.some((rope) => rope.isLong(promptLength)) ? "long rotation" : "";
+  }
+
+  copyPages(copies: readonly PageCopy[]): void {
+    this.#copies.push(...copies);
+  }
+
+  async execute(batch: RaggedBatch): Promise<LogitsBatch> {
+    const { numTokens, numSeqs } = batch;
+    if (numTokens > this.#maxTokens)
+      throw new ArgumentError(`a batch may have ${this.#maxTokens} tokens, got ${numTokens}`);
+    const { buffers } = this.#state;
+    let longest = 0;
+    for (let s = 0; s < numSeqs; s++) longest = Math.max(longest, batch.kvLens[s]);
+    for (const rope of this.#ropes) rope.reserve(longest);
+    buffers.write(batch, this.#ropes);
+    for (const plan of this.#plans) plan.update({ ...batch, numRows: numTokens, numPages: this.numPages });
+    const numLogits = batch.logitsRows.length;
+    buffers.reserveLogits(numLogits);
+
+    const commands = this.#commands;
+    commands.reset();
+    const recorder = { device: this.#device, commands };
+    this.#recordCopies();
+    recordDecoder(recorder, this.#state, { numTokens, numLogits });
+    const statistics = this.#recordStatistics(numLogits);
+    await this.#device.run(commands);
+    return {
+      numRows: numLogits,
+      vocabSize: this.vocabSize,
+      row: (index) => buffers.logitsRow(index),
+      greedy: this.#device.i32At(statistics, numLogits).slice(),
+    };
+  }
+
+  async close(): Promise<void> {
+    await this.#device.close();
+  }
+
+  #recordCopies(): void {
+    const { pages } = this.#state;
+    if (this.#copies.length === 0) return;
+    const host = Int32Array.from(this.#copies.flatMap(({ from, to }) => [from, to]));
+    if (this.#copyBuffer === undefined || this.#copyBuffer.numBytes < host.byteLength) {
+      if (this.#copyBuffer !== undefined) this.#device.free(this.#copyBuffer);
+      this.#copyBuffer = this.#device.allocate(host.byteLength * 2, "page copies");
+    }
+    this.#device.i32(this.#copyBuffer).set(host);
+    const buffersOf = ({ k, v, pageBytes }: LayerPages) =>
+      [k, v].map(({ pointer }) => ({ pointer, pageBytes, numPages: this.numPages }));
+    recordCopyPages(
+      { device: this.#device, commands: this.#commands },
+      {
+        copies: { pointer: this.#copyBuffer.pointer, shape: [this.#copies.length, 2], type: "i32" },
+        copiesOnHost: host,
+        numCopies: this.#copies.length,
+        buffers: pages.flatMap(buffersOf),
+      },
+    );
+    this.#copies = [];
+  }
+
+  /** Records the argmax of each row of logits, and gives the address where it will be. */
+  #recordStatistics(numRows: number): number {
+    const words = Math.max(1, numRows) * (2 + rowStatisticsWords(this.vocabSize));
+    if (this.#statistics === undefined || this.#statistics.numBytes < words * 4) {
+      if (this.#statistics !== undefined) this.#device.free(this.#statistics);
+      this.#statistics = this.#device.allocate(words * 4, "logit statistics");
+    }
+    const { pointer } = this.#statistics;
+    if (numRows === 0) return pointer;
+    recordRowStatistics(
+      { device: this.#device, commands: this.#commands },
+      { withLogSumExp: false },
+      {
+        logits: { pointer: this.#state.buffers.logits, shape: [numRows, this.vocabSize], type: "f32" },
+        argmax: { pointer, shape: [numRows], type: "i32" },
+        max: { pointer: pointer + numRows * 4, shape: [numRows], type: "f32" },
+        workspace: {
+          pointer: pointer + numRows * 8,
+          shape: [numRows * rowStatisticsWords(this.vocabSize)],
+          type: "i32",
+        },
+      },
+    );
+    return pointer;
+  }
+}
+
+function attentionSpec(config: ModelConfig, cache: CacheSize, slidingWindow: number | null): AttentionSpec {
+  return {
+    headDim: config.headDim,
+    numQHeads: config.numAttentionHeads,
+    numKvHeads: config.numKvHeads,
+    pageSize: cache.pageSize,
+    storage: cache.storage,
+    causal: true,
+    smScale: config.attentionScale,
+    ...(slidingWindow === null ? {} : { slidingWindow }),
+    ...(config.attentionSoftCap === null ? {} : { softCap: config.attentionSoftCap }),
+  };
+}
+
+function getOrMake<V>(map: Map<string, V>, key: string, make: () => V): V {
+  let value = map.get(key);
+  if (value === undefined) {
+    value = make();
+    map.set(key, value);
+  }
+  return value;
+}

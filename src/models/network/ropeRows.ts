@@ -1,0 +1,60 @@
+/**
+ * Rotation tables on the device, grown to the longest position seen. Models of the longrope kind have two: one for prompts within their
+ * original context and one for longer ones; the long one's rows follow the short one's, and a token's row says which it takes.
+ */
+
+import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import { type RopeSpec, RopeTable } from "../../ops/rope/index.ts";
+
+export class RopeRows {
+  readonly spec: RopeSpec;
+  readonly #device: CpuDevice;
+  readonly #tables: readonly RopeTable[];
+  readonly #maxPositions: number;
+  #buffer: DeviceBuffer | undefined;
+  #capacity = 0;
+
+  constructor(device: CpuDevice, spec: RopeSpec, maxPositions: number) {
+    this.#device = device;
+    this.spec = spec;
+    this.#maxPositions = maxPositions;
+    const { scaling } = spec;
+    this.#tables =
+      scaling.type === "longrope"
+        ? [new RopeTable(spec, 0), new RopeTable(spec, scaling.originalMaxPositionEmbeddings + 1)]
+        : [new RopeTable(spec)];
+  }
+
+  get pointer(): number {
+    return this.#buffer?.pointer ?? 0;
+  }
+
+  /** The first row of the table for prompts of this length. */
+  firstRow(promptLength: number): number {
+    return this.isLong(promptLength) ? this.#capacity : 0;
+  }
+
+  isLong(promptLength: number): boolean {
+    const { scaling } = this.spec;
+    return scaling.type === "longrope" && promptLength > scaling.originalMaxPositionEmbeddings;
+  }
+
+  /** Makes room for positions below `numPositions`. Not while commands that read the table run. */
+  reserve(numPositions: number): void {
+    if (numPositions <= this.#capacity) return;
+    this.#capacity = Math.min(this.#maxPositions, Math.max(numPositions, 2 * this.#capacity, 256));
+    if (this.#buffer !== undefined) this.#device.free(this.#buffer);
+    const tableElements = this.#capacity * this.spec.rotaryDim;
+    this.#buffer = this.#device.allocate(tableElements * this.#tables.length * 4, "rotation tables");
+    const rows = this.#device.f32(this.#buffer);
+    this.#tables.forEach((table, index) => {
+      rows.set(table.upTo(this.#capacity), index * tableElements);
+    });
+  }
+
+  free(): void {
+    if (this.#buffer !== undefined) this.#device.free(this.#buffer);
+    this.#buffer = undefined;
+    this.#capacity = 0;
+  }
+}

@@ -105,7 +105,7 @@ export function forRowChunks(
   chunk: number,
   body: (row: Value<"i32">, first: Value<"i32">, count: Value<"i32">, index: Value<"i32">) => void,
 ): void {
-  const chunks = k.let(length.add(chunk - 1).divU(chunk));
+  const chunks = chunkCount(k, length, chunk);
   k.forTasks((task) => {
     const row = k.let(task.divU(chunks));
     const index = k.let(task.sub(row.mul(chunks)));
@@ -113,6 +113,11 @@ export function forRowChunks(
     const rest = k.let(length.sub(first));
     body(row, first, k.let(k.select(rest.lt(chunk), rest, chunk)), index);
   });
+}
+
+/** Chunks that a row of `length` elements makes. */
+export function chunkCount(k: KernelBuilder, length: Value<"i32">, chunk: number): Value<"i32"> {
+  return k.let(length.add(chunk - 1).divU(chunk));
 }
 
 /** The address of an element of a row: `base` + 4 * (row * stride + first). */

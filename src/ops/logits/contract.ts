@@ -19,6 +19,12 @@ import {
  */
 export const CHUNK_COLUMNS = 8192;
 
+/**
+ * Columns that one task takes its candidates from. Larger than `CHUNK_COLUMNS`, because a list costs about N (1 + ln(columns / N)) insertions however long its
+ * chunk is; the candidates are exact, so this number changes no result.
+ */
+export const CANDIDATE_CHUNK_COLUMNS = 65_536;
+
 /** Most candidates per row. */
 export const MAX_CANDIDATES = 64;
 
@@ -76,19 +82,14 @@ export interface CheckedLogits {
   readonly stride: number;
 }
 
-/** Chunks in a row of n columns. */
-export function numChunks(n: number): number {
-  return Math.ceil(n / CHUNK_COLUMNS);
-}
-
 /** Workspace of `rowStatistics`, in i32 elements per row of n columns. */
 export function rowStatisticsWords(n: number): number {
-  return numChunks(n) * CHUNK_STATISTICS_WORDS;
+  return Math.ceil(n / CHUNK_COLUMNS) * CHUNK_STATISTICS_WORDS;
 }
 
 /** Workspace of `topCandidates`, in i32 elements per row of n columns. */
 export function topCandidatesWords(n: number, numCandidates: number): number {
-  return numChunks(n) * numCandidates * 2;
+  return Math.ceil(n / CANDIDATE_CHUNK_COLUMNS) * numCandidates * 2;
 }
 
 /** Throws ShapeError or ArgumentError naming the argument that does not fit. */

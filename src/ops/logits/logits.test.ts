@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../elementwise/testDevice.ts";
-import { CHUNK_COLUMNS } from "./contract.ts";
+import { CANDIDATE_CHUNK_COLUMNS, CHUNK_COLUMNS } from "./contract.ts";
 import {
   recordRowStatistics,
   recordSoftCap,
@@ -170,8 +170,8 @@ describe.each(Object.entries(testDevices))("logits on %s", (_name, create) => {
     [1, 1, 1],
     [3, 5, 8],
     [2, 100, 64],
-    [2, CHUNK_COLUMNS + 1, 1],
-    [3, 2 * CHUNK_COLUMNS + 77, 64],
+    [2, CANDIDATE_CHUNK_COLUMNS + 1, 1],
+    [3, 2 * CANDIDATE_CHUNK_COLUMNS + 77, 64],
     [1, 151_936, 40],
   ])("finds the candidates of %i rows of %i: the best %i", async (numRows, n, numCandidates) => {
     // Rounded to a few distinct values in the second half, so that ties are many.

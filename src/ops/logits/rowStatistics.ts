@@ -3,13 +3,12 @@
  * merges its chunks in their order.
  */
 import { defineKernel, exp, type KernelBuilder, log, scalar, type Value } from "../../kernels/index.ts";
-import { elementAddress, forLanes, forRowChunks, lanesScratchBytes } from "../elementwise/lanes.ts";
+import { chunkCount, elementAddress, forLanes, forRowChunks, lanesScratchBytes } from "../elementwise/lanes.ts";
 import type { Recorder } from "../recorder.ts";
 import {
   CHUNK_COLUMNS,
   CHUNK_STATISTICS_WORDS,
   checkRowStatistics,
-  numChunks,
   type RowStatisticsArgs,
   type RowStatisticsSpec,
 } from "./contract.ts";
@@ -27,7 +26,7 @@ export const chunkStatisticsKernel = defineKernel({
   params: { logits: "pointer", workspace: "pointer", length: "i32", stride: "i32" },
   scratchBytes: (_spec, target) => lanesScratchBytes(target),
   build(k, { withLogSumExp }: RowStatisticsSpec, p) {
-    const chunks = chunkCount(k, p.length);
+    const chunks = chunkCount(k, p.length, CHUNK_COLUMNS);
     forRowChunks(k, p.length, CHUNK_COLUMNS, (row, first, count, index) => {
       const logits = elementAddress(k, p.logits, row, p.stride, first);
       const statistics = k.let(
@@ -79,7 +78,7 @@ export const mergeStatisticsKernel = defineKernel({
     stride: "i32",
   },
   build(k, { withLogSumExp }: RowStatisticsSpec, p) {
-    const chunks = chunkCount(k, p.length);
+    const chunks = chunkCount(k, p.length, CHUNK_COLUMNS);
     k.forTasks((row) => {
       const statistics = k.let(p.workspace.add(row.mul(chunks).mul(CHUNK_STATISTICS_WORDS * 4)));
       const end = k.let(chunks.mul(CHUNK_STATISTICS_WORDS * 4));
@@ -140,16 +139,11 @@ export function recordRowStatistics(
   const { numRows, length, stride } = checkRowStatistics(spec, args);
   if (numRows === 0) return;
   const logits = { logits: args.logits.pointer, workspace: args.workspace.pointer, length, stride };
-  commands.launch(device.compile(chunkStatisticsKernel, spec), logits, numRows * numChunks(length));
+  commands.launch(device.compile(chunkStatisticsKernel, spec), logits, numRows * Math.ceil(length / CHUNK_COLUMNS));
   const results = {
     argmax: args.argmax.pointer,
     max: args.max.pointer,
     logSumExp: args.logSumExp?.pointer ?? 0,
   };
   commands.launch(device.compile(mergeStatisticsKernel, spec), { ...logits, ...results }, numRows);
-}
-
-/** Chunks of a row, inside a kernel. */
-export function chunkCount(k: KernelBuilder, length: Value<"i32">): Value<"i32"> {
-  return k.let(length.add(CHUNK_COLUMNS - 1).divU(CHUNK_COLUMNS));
 }

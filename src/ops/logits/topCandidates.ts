@@ -3,16 +3,14 @@
  * the lists in the order of the chunks.
  */
 import { defineKernel, type KernelBuilder, type KernelTarget, type Value } from "../../kernels/index.ts";
-import { elementAddress, forRowChunks } from "../elementwise/lanes.ts";
+import { chunkCount, elementAddress, forRowChunks } from "../elementwise/lanes.ts";
 import type { Recorder } from "../recorder.ts";
 import {
-  CHUNK_COLUMNS,
+  CANDIDATE_CHUNK_COLUMNS,
   checkTopCandidates,
-  numChunks,
   type TopCandidatesArgs,
   type TopCandidatesSpec,
 } from "./contract.ts";
-import { chunkCount } from "./rowStatistics.ts";
 
 /** A list entry in memory: the logit (f32), then its column (i32). */
 const ENTRY_BYTES = 8;
@@ -71,11 +69,11 @@ export const chunkCandidatesKernel = defineKernel({
   params: { logits: "pointer", workspace: "pointer", length: "i32", stride: "i32" },
   scratchBytes: listScratchBytes,
   build(k, { numCandidates }: TopCandidatesSpec, p) {
-    const chunks = chunkCount(k, p.length);
+    const chunks = chunkCount(k, p.length, CANDIDATE_CHUNK_COLUMNS);
     const list = candidateList(k, numCandidates);
     const registerBytes = k.lanes * 4;
     const blockBytes = registerBytes * NUM_SLOTS;
-    forRowChunks(k, p.length, CHUNK_COLUMNS, (row, first, count, index) => {
+    forRowChunks(k, p.length, CANDIDATE_CHUNK_COLUMNS, (row, first, count, index) => {
       const logits = elementAddress(k, p.logits, row, p.stride, first);
       const firstOffset = k.let(first.shl(2));
       const insertRange = (start: Value<"i32">, end: Value<"i32">): void =>
@@ -116,7 +114,7 @@ export const mergeCandidatesKernel = defineKernel({
   params: { workspace: "pointer", tokens: "pointer", values: "pointer", length: "i32" },
   scratchBytes: listScratchBytes,
   build(k, { numCandidates }: TopCandidatesSpec, p) {
-    const rowBytes = k.let(chunkCount(k, p.length).mul(numCandidates * ENTRY_BYTES));
+    const rowBytes = k.let(chunkCount(k, p.length, CANDIDATE_CHUNK_COLUMNS).mul(numCandidates * ENTRY_BYTES));
     const list = candidateList(k, numCandidates);
     k.forTasks((row) => {
       list.clear();
@@ -147,7 +145,7 @@ export function recordTopCandidates(
   commands.launch(
     device.compile(chunkCandidatesKernel, spec),
     { logits: args.logits.pointer, workspace, length, stride },
-    numRows * numChunks(length),
+    numRows * Math.ceil(length / CANDIDATE_CHUNK_COLUMNS),
   );
   commands.launch(
     device.compile(mergeCandidatesKernel, spec),

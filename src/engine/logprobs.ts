@@ -1,5 +1,6 @@
 /** Log-probabilities of single tokens under one row of raw logits, and the most likely tokens of the row. */
 
+import { LOWEST_EXPONENT, negativeExp } from "./exponential.ts";
 import type { Logprobs, TokenLogprob } from "./types.ts";
 
 /** Natural log of the sum of exp(logit), in float64. NaN when the row holds one, -Infinity when every logit is. */
@@ -14,7 +15,7 @@ export function logSumExp(row: Float32Array): number {
   let sum = 0;
   for (let i = 0; i < row.length; i++) {
     const exponent = row[i] - largest;
-    if (exponent > -60) sum += Math.exp(exponent); // smaller ones do not change the sum
+    if (exponent >= LOWEST_EXPONENT) sum += negativeExp(exponent);
   }
   return largest + Math.log(sum);
 }

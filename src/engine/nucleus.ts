@@ -3,10 +3,8 @@
  * without sorting it. What is drawn from them is the sampler's affair.
  */
 
+import { LOWEST_EXPONENT, negativeExp } from "./exponential.ts";
 import type { SamplingParams } from "./types.ts";
-
-/** Weights below e^-60 of the largest do not change a double's sum over any vocabulary, nor can a 53-bit draw reach them. */
-const LOWEST_EXPONENT = -60;
 
 /** The rows' working memory, made once for a vocabulary and shared by all samples. */
 export class Nucleus {
@@ -56,7 +54,7 @@ export class Nucleus {
       const exponent = (logit - largest) * inverse;
       if (logit < lowest || exponent < lowestExponent) continue;
       if (hasTopK && logit === lowest && --ties < 0) continue;
-      const weight = Math.exp(exponent);
+      const weight = negativeExp(exponent);
       if (weight < lowestWeight) {
         if (isShareOfAll) total += weight;
         continue;

@@ -114,9 +114,9 @@ describe("TokenSampler", () => {
     );
   });
 
-  it("cuts a vocabulary of 262,144 as the definition does", () => {
+  it("cuts a vocabulary of 65,536 as the definition does", () => {
     const row = Float32Array.from(
-      { length: 262_144 },
+      { length: 65_536 },
       (_, token) => 8 * (uniformAt(5, 0, token) + uniformAt(5, 1, token)),
     );
     const sampler = new TokenSampler(row.length);

@@ -51,15 +51,15 @@ export function isPathLike(word: string): boolean {
  */
 export function findModel(folder: string, choice: string | undefined): string | undefined {
   const names = readdirSync(folder);
-  const files = names.filter((name) => name.toLowerCase().endsWith(".gguf") && isFirstPart(name));
   const wanted = choice?.toLowerCase();
+  const isCheckpoint = names.includes("config.json") && names.some((name) => name.endsWith(".safetensors"));
+  if (wanted === undefined && isCheckpoint) return folder;
+  const files = names.filter((name) => name.toLowerCase().endsWith(".gguf") && isFirstPart(name));
   const matching = files.filter((name) => wanted === undefined || name.toLowerCase().includes(wanted));
-  if (matching.length === 1) return join(folder, matching[0]);
   if (matching.length > 1) {
     throw new CommandError(`${folder} holds several models: ${matching.join(", ")}; name one of them`);
   }
-  const isCheckpoint = names.includes("config.json") && names.some((name) => name.endsWith(".safetensors"));
-  return wanted === undefined && isCheckpoint ? folder : undefined;
+  return matching.length === 1 ? join(folder, matching[0]) : undefined;
 }
 
 /** Whether a GGUF is whole or the first of `-00001-of-00003` parts. */

@@ -123,9 +123,7 @@ class EngineHost {
     });
     this.#live.set(key, new LiveRequest(id, tokens.length, samples));
     this.#promptTokens += tokens.length;
-    this.#running ??= this.#run().finally(() => {
-      this.#running = undefined;
-    });
+    this.#running ??= this.#run();
   }
 
   /** The handle has forgotten the request already: nothing more is said about it. */
@@ -146,6 +144,8 @@ class EngineHost {
       }
     } catch (error) {
       this.#channel.post({ type: "broken", error: toPlainError(error) });
+    } finally {
+      this.#running = undefined; // in the same breath as the last look for work: the next request starts a new run
     }
   }
 

@@ -4,10 +4,10 @@
  */
 
 /**
- * A model's files by name, for places without a file system (a page's file picker, a cache in the browser):
- * `model.gguf`, or `config.json`, `tokenizer.json` and `*.safetensors`.
+ * A model's files, for places without a file system (a page's file picker, a cache in the browser): `model.gguf`, or `config.json`,
+ * `tokenizer.json` and `*.safetensors`.
  */
-export type ModelFiles = ReadonlyMap<string, Blob>;
+export type ModelFiles = readonly File[];
 
 /** What is loaded at the moment, for a progress bar. `totalBytes` is 0 while it is not yet known. */
 export interface LoadProgress {

@@ -2,14 +2,15 @@
  * What the tests of the operations share: devices to run on, arrays put on a device and read back, and how two results are compared.
  * For tests only.
  */
-import { CpuDevice, type DeviceBuffer } from "../../devices/index.ts";
+import { CpuDevice, type CpuDeviceOptions, type DeviceBuffer } from "../../devices/index.ts";
 import type { Recorder } from "../recorder.ts";
 import type { DeviceTensor } from "./rows.ts";
 
 /** Every device an operation must agree with its reference on, by name. */
 export const testDevices: Readonly<Record<string, () => Promise<TestDevice>>> = {
-  "cpu with 1 thread": () => TestDevice.create(1),
-  "cpu with 3 threads": () => TestDevice.create(3),
+  "cpu with 1 thread, no shared memory, no relaxed SIMD": () =>
+    TestDevice.create({ threads: 1, sharedMemory: false, relaxedSimd: false }),
+  "cpu with 3 threads": () => TestDevice.create({ threads: 3 }),
 };
 
 /** A device with the buffers that tests put on it. */
@@ -21,8 +22,8 @@ export class TestDevice {
     this.device = device;
   }
 
-  static async create(threads: number): Promise<TestDevice> {
-    return new TestDevice(await CpuDevice.create({ threads }));
+  static async create(options: CpuDeviceOptions): Promise<TestDevice> {
+    return new TestDevice(await CpuDevice.create(options));
   }
 
   /** A tensor with these values, on a device buffer of its own. */

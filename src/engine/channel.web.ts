@@ -26,7 +26,7 @@ export function webWorkerChannel<Incoming, Outgoing>(worker: Worker): Channel<In
 }
 
 /** The part of a worker's global scope that the channel needs; TypeScript's types for pages do not have it. */
-interface WorkerScope {
+export interface WorkerScope {
   postMessage(message: unknown): void;
   onmessage: ((event: MessageEvent) => void) | null;
   close(): void;

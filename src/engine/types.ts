@@ -22,7 +22,7 @@ export interface LoadOptions {
   readonly device?: "auto" | "cpu";
   /** Threads of the CPU device. Default: as many as the machine has cores. */
   readonly threads?: number;
-  /** Capacity of the key/value cache in tokens, over all requests. Default: the model's context length, at most 8,192. */
+  /** Capacity of the key/value cache in tokens, over all requests. Default 8,192. */
   readonly maxNumTokens?: number;
   /** Tokens in a cache page. Prefixes are shared by whole pages. Default 16. */
   readonly pageSize?: number;

@@ -4,7 +4,7 @@
  */
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type AttentionSpec, defaultSplitSize } from "./contract.ts";
-import { type BlockRows, loadBlock, loaderBytes } from "./keyLoader.ts";
+import { BlockLoader, loaderBytes } from "./keyLoader.ts";
 import { endChunk, finishRow, foldChunk, initRowState, rowState, softmaxRow, zeroRow } from "./onlineSoftmax.ts";
 import { itemWords, keyBlock, mergeWords, queryTile } from "./plan.ts";
 import { accumulateBlock, scoreBlock } from "./registerTiles.ts";
@@ -23,10 +23,8 @@ function scratchLayout(spec: AttentionSpec) {
   const total = acc + rows * rowBytes;
   const scores = total + rows * rowBytes;
   const states = scores + rows * keyBlock * 4;
-  const keyTable = states + rows * rowState.numBytes;
-  const valueTable = keyTable + keyBlock * 4;
-  const converted = valueTable + keyBlock * 4;
-  return { q, acc, total, scores, states, keyTable, valueTable, converted, numBytes: converted + loaderBytes(spec) };
+  const loader = Math.ceil((states + rows * rowState.numBytes) / 64) * 64;
+  return { q, acc, total, scores, states, loader, numBytes: loader + loaderBytes(spec) };
 }
 
 /** One task is one work item of the plan with one key/value head. */
@@ -59,11 +57,13 @@ export const attentionKernel = defineKernel({
     const layout = scratchLayout(spec);
     const at = (offset: number): Address => k.let(k.scratch.add(offset));
     const [q, acc, total, scores, states] = [layout.q, layout.acc, layout.total, layout.scores, layout.states].map(at);
-    const block: BlockRows = {
-      keyTable: at(layout.keyTable),
-      valueTable: at(layout.valueTable),
-      converted: at(layout.converted),
-    };
+    const weighted = (rows: Value<"i32">) => ({
+      acc,
+      weights: scores,
+      alpha: k.let(states.add(rowState.alpha)),
+      alphaStride: rowState.numBytes,
+      rows,
+    });
     k.forTasks((task) => {
       const itemIndex = k.let(task.divU(numKvHeads));
       const head = k.let(task.sub(itemIndex.mul(numKvHeads)));
@@ -71,6 +71,7 @@ export const attentionKernel = defineKernel({
       const word = (index: number): Value<"i32"> => k.let(k.load("i32", item, index * 4));
       const [row, tokens, sequence, position, keyBegin, keyEnd, partialRow] = [0, 1, 2, 3, 4, 5, 6].map(word);
       const rows = k.let(tokens.mul(group));
+      const block = new BlockLoader(k, spec, at(layout.loader), rows);
       const blockTable = k.let(p.blockTables.add(sequence.mul(p.maxPages).shl(2)));
       const pages = {
         ...p,
@@ -93,8 +94,8 @@ export const attentionKernel = defineKernel({
         const firstVisible =
           slidingWindow === undefined ? k.i32(0) : k.let(position.add(1 - slidingWindow).sub(blockStart));
         const begin = slidingWindow === undefined ? k.i32(0) : k.let(k.select(firstVisible.gt(0), firstVisible, 0));
-        loadBlock(k, spec, pages, blockTable, block, blockStart, begin, end);
-        scoreBlock(k, headDim, q, scores, block.keyTable, rows, begin, end);
+        block.load(pages, blockTable, blockStart, begin, end);
+        block.withKeys((keys) => scoreBlock(k, headDim, { q, scores, rows }, keys, begin, end));
 
         let isMasked: Value<"i32"> = left.lt(keyBlock);
         if (causal) isMasked = isMasked.or(blockStart.add(keyBlock - 1).gt(position));
@@ -110,9 +111,7 @@ export const attentionKernel = defineKernel({
             softmaxRow(k, { softCap }, rowScores, state, { needed, begin: visibleBegin, end: visibleEnd });
           });
         });
-        const weighted = { acc, weights: scores, valueTable: block.valueTable, rowState: states };
-        const alpha = { stateBytes: rowState.numBytes, alphaOffset: rowState.alpha };
-        accumulateBlock(k, headDim, { ...weighted, ...alpha }, rows, begin, end);
+        block.withValues((values) => accumulateBlock(k, headDim, weighted(rows), values, begin, end));
 
         const next = k.let(blockStart.add(keyBlock));
         k.if(next.rem(splitSize).eq(0).or(next.ge(keyEnd)), () => {

@@ -48,17 +48,16 @@ export function softmaxRow(
   const scan = (isMasked: boolean): void => {
     const begin = isMasked ? k.let(k.splat(mask.begin)) : undefined;
     const end = isMasked ? k.let(k.splat(mask.end)) : undefined;
-    k.for(0, keyBlock, k.lanes, (j) => {
-      const at = k.let(scores.add(j.shl(2)));
-      let logits = k.let(k.load("f32v", at));
+    for (let j = 0; j < keyBlock; j += k.lanes) {
+      let logits = k.let(k.load("f32v", scores, j * 4));
       if (softCap !== undefined) logits = k.let(tanh(k, logits).mul(softCap * Math.LOG2E));
       if (begin && end) {
-        const key = k.let(k.splat(j).add(k.laneIndices()));
+        const key = k.let(k.laneIndices().add(j));
         logits = k.let(k.select(key.ge(begin).and(key.lt(end)), logits, -Infinity));
       }
-      if (softCap !== undefined || isMasked) k.store("f32v", at, logits);
+      if (softCap !== undefined || isMasked) k.store("f32v", scores, logits, j * 4);
       largest.set(largest.value.max(logits));
-    });
+    }
   };
   k.if(
     mask.needed,
@@ -68,18 +67,19 @@ export function softmaxRow(
   const before = k.let(k.load("f32", state, rowState.largest));
   const after = k.let(before.max(k.maxLanes(largest.value)));
   const offset = safe(k, after);
-  const alpha = scalar(k, exp2, before.sub(offset));
+  // 2^0 is exactly 1, so leaving it out changes no bit.
+  const alpha = k.var("f32", 1);
+  k.if(after.ne(before), () => alpha.set(scalar(k, exp2, before.sub(offset))));
   const offsets = k.let(k.splat(offset));
   const sum = k.var("f32v", 0);
-  k.for(0, keyBlock, k.lanes, (j) => {
-    const at = k.let(scores.add(j.shl(2)));
-    const weights = exp2(k, k.load("f32v", at).sub(offsets));
-    k.store("f32v", at, weights);
+  for (let j = 0; j < keyBlock; j += k.lanes) {
+    const weights = exp2(k, k.load("f32v", scores, j * 4).sub(offsets));
+    k.store("f32v", scores, weights, j * 4);
     sum.set(sum.value.add(weights));
-  });
+  }
   k.store("f32", state, after, rowState.largest);
-  k.store("f32", state, alpha, rowState.alpha);
-  k.store("f32", state, k.load("f32", state, rowState.sum).mul(alpha).add(k.sumLanes(sum.value)), rowState.sum);
+  k.store("f32", state, alpha.value, rowState.alpha);
+  k.store("f32", state, k.load("f32", state, rowState.sum).mul(alpha.value).add(k.sumLanes(sum.value)), rowState.sum);
 }
 
 /** A weighted sum of values with its largest logit and its sum of weights. */

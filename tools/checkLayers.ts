@@ -74,6 +74,7 @@ export function checkLayers(root: string): string[] {
     const problem = judgeImport(edge);
     if (problem !== undefined) problems.push(`${edge.from}:${edge.line} ${problem}`);
     if (
+      !isTest(edge.from) &&
       edge.isRelative &&
       edge.target.endsWith(".ts") &&
       !known.has(edge.target) &&

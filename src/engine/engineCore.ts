@@ -71,8 +71,6 @@ export class EngineCore {
   readonly #batch: StepBatch;
   /** The samples not yet finished, by request. Until the prefill is done only sample 0 is with the scheduler. */
   readonly #live = new Map<string, Set<Sequence>>();
-  /** Cancelled while a step is under way: their pages must stay theirs until it ends. */
-  readonly #aborted = new Set<string>();
   /** For the next result. */
   #outputs: StepOutput[] = [];
   #isStepping = false;
@@ -115,11 +113,12 @@ export class EngineCore {
     this.#scheduler.enqueue(samples[0]);
   }
 
-  /** Cancels a request; the next result says so for each of its samples. Nothing happens when it has ended already. */
+  /**
+   * Cancels a request; the next result says so for each of its samples. Nothing happens when it has ended already. Its pages are free at
+   * once, also while a step that writes them is under way: nobody can be given them before the next step.
+   */
   abort(id: string): void {
-    if (!this.#live.has(id)) return;
-    if (this.#isStepping) this.#aborted.add(id);
-    else this.#endRequest(id, "aborted");
+    this.#endRequest(id, "aborted");
   }
 
   /** Whether a step would do or report anything. */
@@ -144,13 +143,11 @@ export class EngineCore {
     try {
       if (batch.copies.length > 0) this.#runner.copyPages(batch.copies);
       const logits = await this.#runner.execute(batch.toRagged());
-      this.#endAborted();
       this.#readLogits(logits);
     } catch (error) {
       this.#cache.forget();
       for (const id of new Set(batch.sequences.map((sequence) => sequence.request.id)))
         this.#endRequest(id, "error", toError(error));
-      this.#endAborted();
     } finally {
       this.#isStepping = false;
     }
@@ -174,6 +171,7 @@ export class EngineCore {
 
   #readLogits(logits: LogitsBatch): void {
     for (const [index, sequence] of this.#batch.sequences.entries()) {
+      // What was cancelled during the step is gone; its rows are passed over.
       if (this.#live.get(sequence.request.id)?.has(sequence))
         this.#readSequence(sequence, logits, this.#batch.rowsOf(index));
     }
@@ -236,11 +234,6 @@ export class EngineCore {
 
   #siblingsOf(sequence: Sequence): Sequence[] {
     return [...(this.#live.get(sequence.request.id) ?? [])].filter((sample) => sample !== sequence);
-  }
-
-  #endAborted(): void {
-    for (const id of this.#aborted) this.#endRequest(id, "aborted");
-    this.#aborted.clear();
   }
 
   #endRequest(id: string, finishReason: "aborted" | "error", error?: Error): void {

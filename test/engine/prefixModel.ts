@@ -96,6 +96,9 @@ export class PrefixModel implements ModelRunner {
     for (let sequence = 0; sequence < numSeqs; sequence++) {
       const [begin, end] = [queryIndptr[sequence], queryIndptr[sequence + 1]];
       demand(end > begin && kvLens[sequence] <= this.maxPositions, "a sequence without tokens, or too long");
+      const numPages = Math.ceil(kvLens[sequence] / this.pageSize);
+      const rest = blockTables.subarray(sequence * maxPages + numPages, (sequence + 1) * maxPages);
+      demand(numPages <= maxPages && rest.every((page) => page === 0), "zeros after the last page");
       for (let row = begin; row < end; row++) {
         demand(positions[row] === kvLens[sequence] - (end - row), "positions count up to kvLens");
         const page = blockTables[sequence * maxPages + Math.floor(positions[row] / this.pageSize)];

@@ -124,6 +124,7 @@ async function readMetadata(cursor: ByteCursor, numPairs: number): Promise<Map<s
   const metadata = new Map<string, GgufValue>();
   for (let i = 0; i < numPairs; i++) {
     const key = await readString(cursor, `the key of metadata entry ${i}`);
+    if (key === "") throw new FormatError(`${cursor.source.label}: the key of metadata entry ${i} is empty`);
     if (metadata.has(key)) throw new FormatError(`${cursor.source.label}: metadata ${key} appears twice`);
     await cursor.need(4);
     metadata.set(key, await readValue(cursor, key, cursor.u32()));

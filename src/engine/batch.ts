@@ -27,6 +27,7 @@ export class StepBatch {
   readonly #slotMapping: Int32Array;
   readonly #queryIndptr: Int32Array;
   readonly #kvLens: Int32Array;
+  readonly #promptLens: Int32Array;
   readonly #blockTables: Int32Array;
   readonly #logitsRows: Int32Array;
   /** [S + 1] a sequence's part of `logitsRows`. Kept, since a cancelled sequence no longer knows what it was part of. */
@@ -44,6 +45,7 @@ export class StepBatch {
     this.#slotMapping = new Int32Array(maxNumTokens);
     this.#queryIndptr = new Int32Array(maxNumSeqs + 1);
     this.#kvLens = new Int32Array(maxNumSeqs);
+    this.#promptLens = new Int32Array(maxNumSeqs);
     this.#blockTables = new Int32Array(maxNumSeqs * maxPages);
     this.#logitsRows = new Int32Array(Math.min(maxNumTokens, maxNumSeqs + maxNumPromptRows));
     this.#logitsIndptr = new Int32Array(maxNumSeqs + 1);
@@ -83,6 +85,7 @@ export class StepBatch {
     this.#numTokens += numTokens;
     this.#queryIndptr[at + 1] = this.#numTokens;
     this.#kvLens[at] = end;
+    this.#promptLens[at] = sequence.numPromptTokens;
     const firstRow = Math.max(begin, sequence.numReportedRows);
     const rowsEnd = Math.min(end, sequence.numReportedRows + sequence.numUnreportedRows);
     for (let position = firstRow; position < rowsEnd; position++)
@@ -116,6 +119,7 @@ export class StepBatch {
       slotMapping: this.#slotMapping.subarray(0, this.#numTokens),
       queryIndptr: this.#queryIndptr.subarray(0, numSeqs + 1),
       kvLens: this.#kvLens.subarray(0, numSeqs),
+      promptLens: this.#promptLens.subarray(0, numSeqs),
       blockTables: this.#blockTables.subarray(0, numSeqs * maxPages),
       maxPages,
       logitsRows: this.#logitsRows.subarray(0, this.#numLogitsRows),

@@ -121,7 +121,7 @@ function checkSample(
   const scores =
     request.sampling.promptLogprobs === undefined || index > 0
       ? []
-      : prompt.slice(1).map((token, at) => logitsAfter(prompt.slice(0, at + 1))[token]);
+      : prompt.slice(1).map((token, at) => logitsAfter(prompt.slice(0, at + 1), prompt.length)[token]);
   totals.samples++;
   if (mayBeAborted && reason === "aborted") {
     totals.aborted++;

@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import {
   GREEDY,
   generateAlone,
+  LONG_PROMPT,
   logitsAfter,
   PrefixModel,
   type PrefixModelOptions,
@@ -79,6 +80,17 @@ describe("EngineCore", () => {
     core.addRequest(request("b", range(9), { cacheSalt: "bob" }));
     const outputs = await runAll(core);
     expect(of(outputs, "b")[0].numCachedTokens).toBe(0);
+  });
+
+  it("does not share among prompts that the model computes in different ways", async () => {
+    const { core } = setUp();
+    const [short, long] = [range(LONG_PROMPT), range(LONG_PROMPT + 1)];
+    core.addRequest(request("short", short, { cacheSalt: "long" }));
+    core.addRequest(request("long", long));
+    core.addRequest(request("again", long));
+    const outputs = await runAll(core);
+    expect(["short", "long", "again"].map((id) => of(outputs, id)[0].numCachedTokens)).toEqual([0, 0, 12]);
+    expect(tokensOf(outputs, "long")).toEqual(generateAlone(request("", long), 0, 128).tokens);
   });
 
   it("forks n samples after one prefill, waiting for a seat where there is none", async () => {
@@ -202,7 +214,7 @@ describe("EngineCore", () => {
     const logprobs = outputs.flatMap((output) => output.promptLogprobs ?? []);
     expect(logprobs.map(({ tokenId }) => tokenId)).toEqual(prompt.slice(1));
     expect(logprobs.map(({ logprob }) => logprob)).toEqual(
-      prompt.slice(1).map((token, index) => logitsAfter(prompt.slice(0, index + 1))[token]),
+      prompt.slice(1).map((token, index) => logitsAfter(prompt.slice(0, index + 1), prompt.length)[token]),
     );
     expect(reasonsOf(outputs, "eval")).toEqual(["length"]);
     expect(tokensOf(outputs, "eval")).toEqual([]);

@@ -108,7 +108,10 @@ export class EngineCore {
     if (this.#live.has(request.id))
       throw new ArgumentError(`request ${request.id}: a request of this id is still running`);
     const arrival = this.#numArrivals++;
-    const samples = Array.from({ length: request.n ?? 1 }, (_, index) => new Sequence(request, index, arrival));
+    const variant = this.#runner.cacheVariant?.(request.promptTokens.length) ?? "";
+    // The length keeps a variant and a salt apart however they are spelt.
+    const salt = `${variant.length}:${variant}${request.cacheSalt ?? ""}`;
+    const samples = Array.from({ length: request.n ?? 1 }, (_, index) => new Sequence(request, index, arrival, salt));
     this.#live.set(request.id, new Set(samples));
     this.#scheduler.enqueue(samples[0]);
   }
@@ -127,7 +130,7 @@ export class EngineCore {
   }
 
   /**
-   * Computes one step. A failing device ends all requests that were running with finishReason "error"; the promise rejects only for a bug,
+   * Computes one step. A failing device ends all requests that the step computed with finishReason "error"; the promise rejects only for a bug,
    * such as two steps at once.
    */
   async step(): Promise<StepResult> {

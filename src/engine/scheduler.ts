@@ -118,19 +118,17 @@ export class Scheduler {
    * be preempted. With nothing running everything fits.
    */
   #canAdmit(sequence: Sequence): boolean {
-    const { tokens, numTokens, request } = sequence;
+    const { tokens, numTokens, cacheSalt } = sequence;
     const reserve = this.#running.length;
-    if (sequence.numUnreportedRows === 0) return this.#cache.canAdd(tokens, numTokens, request.cacheSalt, reserve);
+    if (sequence.numUnreportedRows === 0) return this.#cache.canAdd(tokens, numTokens, cacheSalt, reserve);
     return Math.ceil(numTokens / this.#cache.pageSize) + reserve <= this.#cache.pool.numFree;
   }
 
   #admit(sequence: Sequence): NonNullable<Sequence["kv"]> {
-    const { tokens, numTokens, request } = sequence;
+    const { tokens, numTokens, cacheSalt } = sequence;
     // A cached prefix has no logits: whoever wants them of the prompt computes it.
     const kv =
-      sequence.numUnreportedRows === 0
-        ? this.#cache.add(tokens, numTokens, request.cacheSalt)
-        : this.#cache.create(request.cacheSalt);
+      sequence.numUnreportedRows === 0 ? this.#cache.add(tokens, numTokens, cacheSalt) : this.#cache.create(cacheSalt);
     sequence.kv = kv;
     sequence.numComputedTokens = kv.numTokens;
     sequence.numCachedTokens ??= kv.numTokens;

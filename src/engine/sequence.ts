@@ -12,6 +12,8 @@ export class Sequence {
   /** Order of arrival of the request; earlier ones are served first and preempted last. */
   readonly arrival: number;
   readonly numPromptTokens: number;
+  /** Cached prefixes are shared under the same salt only. */
+  readonly cacheSalt: string;
   /** Prompt and generated tokens; only the first `numTokens` entries mean anything. */
   tokens: Int32Array;
   numTokens: number;
@@ -24,11 +26,12 @@ export class Sequence {
   /** Present while running. */
   kv: CacheSequence | undefined;
 
-  constructor(request: EngineRequest, sampleIndex: number, arrival: number) {
+  constructor(request: EngineRequest, sampleIndex: number, arrival: number, cacheSalt = "") {
     this.request = request;
     this.sampleIndex = sampleIndex;
     this.arrival = arrival;
     this.numPromptTokens = request.promptTokens.length;
+    this.cacheSalt = cacheSalt;
     this.tokens = request.promptTokens.slice();
     this.numTokens = this.numPromptTokens;
   }

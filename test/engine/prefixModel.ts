@@ -13,8 +13,21 @@ export const VOCAB_SIZE = 11;
 /** Ends a sample. */
 export const STOP_TOKEN = 0;
 
-/** Logits after a text: a fixed function of it, of order 1. */
-export function logitsAfter(text: ArrayLike<number>): Float32Array {
+/** Prompts longer than this are computed another way, as by models that choose their position embedding by the length. */
+export const LONG_PROMPT = 12;
+
+/** What the model keeps of a token. */
+function keep(token: number, promptLength: number): number {
+  return promptLength > LONG_PROMPT ? token + VOCAB_SIZE : token;
+}
+
+/** Logits after a text that begins with a prompt of this length. */
+export function logitsAfter(text: readonly number[], promptLength: number): Float32Array {
+  return logitsOf(text.map((token) => keep(token, promptLength)));
+}
+
+/** A fixed function of what was kept, of order 1. */
+function logitsOf(text: ArrayLike<number>): Float32Array {
   let hash = 17;
   for (let index = 0; index < text.length; index++) hash = mix(hash ^ mix(text[index] + 1));
   return Float32Array.from({ length: VOCAB_SIZE }, (_, token) => mix(hash + token * 7919) / 2 ** 31);
@@ -51,6 +64,10 @@ export class PrefixModel implements ModelRunner {
     this.#duringStep = duringStep;
   }
 
+  cacheVariant(promptLength: number): string {
+    return promptLength > LONG_PROMPT ? "long" : "";
+  }
+
   copyPages(copies: readonly PageCopy[]): void {
     for (const { from, to } of copies)
       this.#slots.copyWithin(to * this.pageSize, from * this.pageSize, (from + 1) * this.pageSize);
@@ -59,8 +76,12 @@ export class PrefixModel implements ModelRunner {
   async execute(batch: RaggedBatch): Promise<LogitsBatch> {
     this.#check(batch);
     this.batches.push({ numTokens: batch.numTokens, numSeqs: batch.numSeqs, numRows: batch.logitsRows.length });
-    for (let row = 0; row < batch.numTokens; row++) this.#slots[batch.slotMapping[row]] = batch.tokenIds[row];
-    const rows = Array.from(batch.logitsRows, (row) => logitsAfter(this.#textAt(batch, row)));
+    for (let sequence = 0; sequence < batch.numSeqs; sequence++) {
+      for (let row = batch.queryIndptr[sequence]; row < batch.queryIndptr[sequence + 1]; row++) {
+        this.#slots[batch.slotMapping[row]] = keep(batch.tokenIds[row], batch.promptLens?.[sequence] ?? 0);
+      }
+    }
+    const rows = Array.from(batch.logitsRows, (row) => logitsOf(this.#textAt(batch, row)));
     await Promise.resolve();
     this.#duringStep(this.batches.length);
     return { numRows: rows.length, vocabSize: VOCAB_SIZE, row: (index) => rows[index] };
@@ -141,7 +162,7 @@ export function generateAlone(
   const text = Array.from(request.promptTokens);
   const tokens: number[] = [];
   while (tokens.length < request.maxTokens && text.length <= maxComputedTokens) {
-    const token = drawToken(request, sampleIndex, text.length, logitsAfter(text));
+    const token = drawToken(request, sampleIndex, text.length, logitsAfter(text, request.promptTokens.length));
     text.push(token);
     tokens.push(token);
     if (token === STOP_TOKEN) return { tokens, reason: "stop" };

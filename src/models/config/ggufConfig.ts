@@ -5,7 +5,7 @@ import type { WeightsFile } from "../formats/index.ts";
 import { Fields } from "./fields.ts";
 import { ggufRopes } from "./ggufRope.ts";
 import type { ModelConfig, ModelFamily } from "./modelConfig.ts";
-import { requireConsistent } from "./validate.ts";
+import { requireConsistent, requireHeadDim } from "./validate.ts";
 
 /** Mistral's files say llama. */
 const FAMILIES: ReadonlyMap<unknown, ModelFamily> = new Map<unknown, ModelFamily>([
@@ -46,6 +46,7 @@ export async function ggufConfig(file: WeightsFile): Promise<ModelConfig> {
       `attention.key_length = ${headDim}`,
     );
   }
+  requireHeadDim(label, headDim);
   const isGemma = family === "gemma2" || family === "gemma3";
   const windows = slidingWindows(fields, family, numLayers);
   const ropes = await ggufRopes(file, fields, family, headDim);

@@ -7,7 +7,7 @@ import { Fields } from "./fields.ts";
 import { hfRopes } from "./hfRope.ts";
 import { hfSlidingWindows } from "./hfWindows.ts";
 import { type ModelConfig, type ModelFamily, modelFamilies } from "./modelConfig.ts";
-import { requireConsistent } from "./validate.ts";
+import { requireConsistent, requireHeadDim } from "./validate.ts";
 
 const FAMILIES: ReadonlyMap<unknown, ModelFamily> = new Map<unknown, ModelFamily>([
   ["llama", "llama"],
@@ -59,6 +59,7 @@ export function hfConfig(json: JsonObject, label = "config.json", generationConf
   const numLayers = fields.numLayers("num_hidden_layers");
   const numAttentionHeads = fields.size("num_attention_heads");
   const headDim = fields.size("head_dim", defaultHeadDim(family, hiddenSize, numAttentionHeads));
+  requireHeadDim(label, headDim);
   const isGemma = family === "gemma2" || family === "gemma3";
   const hasAttentionBias = family !== "mistral" && family !== "phi3" && fields.boolean("attention_bias", false);
   const ropes = hfRopes(fields, family, headDim);

@@ -20,6 +20,7 @@
  */
 
 import {
+  type Expression,
   entryLocals,
   type KernelTree,
   type LoadForm,
@@ -150,17 +151,15 @@ export class KernelBuilder implements KernelTarget {
 
   load<F extends LoadForm>(form: F, address: Value<"i32">, offset = 0): Value<(typeof loadTypes)[F]> {
     const type = loadTypes[form];
-    return new Value(type, { kind: "load", type, form, address: address.expression, offset });
+    return new Value(type, { kind: "load", type, form, ...place(address, offset) });
   }
   /** One f32 in every lane. */
   loadSplatF32(address: Value<"i32">, offset = 0): Value<"f32v"> {
     return this.load("splat32", address, offset).as("f32v");
   }
   store<F extends StoreForm>(form: F, address: Value<"i32">, value: Operand<(typeof storeTypes)[F]>, offset = 0): void {
-    const typed = operand(storeTypes[form], value);
-    if (typed.type !== storeTypes[form])
-      throw new KernelTypeError(`store ${form} needs ${storeTypes[form]}, got ${typed.type}`);
-    this.block.push({ kind: "store", form, address: address.expression, offset, value: typed.expression });
+    const { expression } = operand(storeTypes[form], value, `the value of store ${form}`);
+    this.block.push({ kind: "store", form, ...place(address, offset), value: expression });
   }
   /** Adds to an i32 shared between threads and gives the value before. */
   atomicAdd(address: Value<"i32">, value: Operand<"i32">): Value<"i32"> {
@@ -168,23 +167,29 @@ export class KernelBuilder implements KernelTarget {
     this.block.push({
       kind: "atomicAdd",
       local: old,
-      address: address.expression,
-      value: operand("i32", value).expression,
+      address: operand("i32", address, "the address of atomicAdd").expression,
+      value: operand("i32", value, "the value of atomicAdd").expression,
     });
     return local("i32", old);
   }
 
-  /** for (i = start; i < end; i += step), signed. */
+  /**
+   * for (i = start; i < end; i += step), signed; `step` is positive and `end + step` an i32. All three are read once, before the loop.
+   */
   for(start: Operand<"i32">, end: Operand<"i32">, step: Operand<"i32">, body: (index: Value<"i32">) => void): void {
+    if (typeof step === "number" && step <= 0)
+      throw new KernelTypeError(`the step of for must be positive, got ${step}`);
     const index = this.newLocal("i32");
-    // The end is read once, before the loop.
-    const last = end instanceof Value ? this.let(end) : constant("i32", end);
+    const fixed = (given: Operand<"i32">, what: string): Value<"i32"> => {
+      const value = operand("i32", given, what);
+      return given instanceof Value ? this.let(value) : value;
+    };
     this.block.push({
       kind: "for",
       local: index,
-      start: operand("i32", start).expression,
-      end: last.expression,
-      step: operand("i32", step).expression,
+      start: operand("i32", start, "the start of for").expression,
+      end: fixed(end, "the end of for").expression,
+      step: fixed(step, "the step of for").expression,
       body: this.nested(() => body(local("i32", index))),
     });
   }
@@ -193,18 +198,19 @@ export class KernelBuilder implements KernelTarget {
     this.for(local("i32", entryLocals.taskBegin), local("i32", entryLocals.taskEnd), 1, body);
   }
   while(condition: Value<"i32">, body: () => void): void {
-    this.block.push({ kind: "while", condition: condition.expression, body: this.nested(body) });
+    const { expression } = operand("i32", condition, "the condition of while");
+    this.block.push({ kind: "while", condition: expression, body: this.nested(body) });
   }
   if(condition: Value<"i32">, then: () => void, otherwise?: () => void): void {
     this.block.push({
       kind: "if",
-      condition: condition.expression,
+      condition: operand("i32", condition, "the condition of if").expression,
       whenTrue: this.nested(then),
       whenFalse: otherwise === undefined ? [] : this.nested(otherwise),
     });
   }
 
-  /** Sum of the lanes in a fixed order: halves are added until one lane is left. */
+  /** Sum of the lanes in a fixed order: neighbours are added until one sum is left. */
   sumLanes(vector: Value<"f32v">): Value<"f32"> {
     let sums = this.let(vector);
     for (let width = this.lanes; width > 1; width /= 2) sums = this.let(sums.pairAdd(sums));
@@ -220,9 +226,8 @@ export class KernelBuilder implements KernelTarget {
   private variable<T extends ValueType>(type: T, initial: Operand<T>): Variable<T> {
     const id = this.newLocal(type);
     const set = (value: Operand<T>): void => {
-      const typed = operand(type, value);
-      if (typed.type !== type) throw new KernelTypeError(`a variable of type ${type} cannot hold ${typed.type}`);
-      this.block.push({ kind: "set", local: id, value: typed.expression });
+      const { expression } = operand(type, value, `the value of a variable of type ${type}`);
+      this.block.push({ kind: "set", local: id, value: expression });
     };
     set(initial);
     return { value: local(type, id), set };
@@ -266,4 +271,10 @@ export class KernelBuilder implements KernelTarget {
 
 function local<T extends ValueType>(type: T, id: number): Value<T> {
   return new Value(type, { kind: "local", type, local: id });
+}
+
+function place(address: Value<"i32">, offset: number): { readonly address: Expression; readonly offset: number } {
+  if (!Number.isInteger(offset) || offset < 0)
+    throw new KernelTypeError(`offset must be a number of bytes, got ${offset}`);
+  return { address: operand("i32", address, "an address").expression, offset };
 }

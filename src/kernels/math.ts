@@ -23,9 +23,11 @@ function polynomial(k: KernelBuilder, x: Vector, coefficients: readonly number[]
 
 /** 2^x within 2 units in the last place; 0 below 2^-126, +inf above 2^128, NaN stays. */
 export function exp2(k: KernelBuilder, x: Vector): Vector {
+  // Adding 1.5 * 2^23 rounds to a whole number and leaves it in the low bits, from where a shift puts it into the exponent.
+  const rounder = 1.5 * 2 ** 23;
   const clamped = k.let(x.max(-127).min(128));
-  const whole = k.let(clamped.nearest());
-  const fraction = k.let(clamped.sub(whole));
+  const shifted = k.let(clamped.add(rounder));
+  const fraction = k.let(clamped.sub(shifted.sub(rounder)));
   const power = polynomial(
     k,
     fraction,
@@ -34,7 +36,7 @@ export function exp2(k: KernelBuilder, x: Vector): Vector {
       6.931472028550421e-1, 1,
     ],
   );
-  return k.let(power.mul(whole.truncate().add(127).shl(23).as("f32v")));
+  return k.let(power.mul(shifted.as("i32v").add(127).shl(23).as("f32v")));
 }
 
 /** e^x; the relative error grows with |x| as 6e-8 |x|. */

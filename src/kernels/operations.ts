@@ -1,17 +1,21 @@
 /**
  * The operations of the kernel language, with their types. A back end has one entry for each name.
  *
- * Meaning, where the name does not say it:
+ * Meaning, where the name does not say it (integers wrap around):
+ * - `div`, `rem` and `divU` toward zero. Division by zero, and of the least i32 by -1, stops the kernel or worse: a kernel avoids them.
+ * - `shl`, `shr`, `shrU`: one count for all lanes, from 0 to the width of a lane less 1.
  * - `fma(a, b, c)` is a * b + c, fused where the target fuses (a target does one or the other everywhere).
  * - `min(a, b)` is b < a ? b : a and `max(a, b)` is a < b ? b : a, so that NaN in `a` stays and no target pays for more.
  * - `dotPairs(a, b)`: i16v x i16v -> i32v, lane i = a[2i] b[2i] + a[2i+1] b[2i+1].
- * - `dotPairsU7(a, b)`: i8v x i8v -> i16v, the same for bytes; b's bytes must be 0..127, and no sum may leave 16 bits.
+ * - `dotPairsU7(a, b)`: i8v x i8v -> i16v, the same for bytes; b's bytes must be 0..127, with which no sum leaves 16 bits.
  * - `pairAdd(a, b)`: sums of neighbouring lanes, a's first, then b's (of i32v or f32v).
  * - `widenLow/High`: the lower or upper half of the lanes, sign-extended; `widenLowU/HighU` zero-extended.
  * - `narrow(a, b)`: the lanes of a, then of b, saturated to half the width (signed).
  * - `lookup16(table, index)`: table[index] for each byte, index 0..15.
- * - `select(mask, a, b)`: bits of a where the mask is set, else of b. Scalars: a if the i32 is not 0.
- * - `truncate`: f32 to i32 toward zero, saturating; `nearest` rounds to even.
+ * - `select(mask, a, b)`: lanes of a where the mask's lane is -1, of b where it is 0; other masks mean nothing. Scalars: a if the
+ *   i32 is not 0.
+ * - `truncate`: f32 to i32 toward zero, saturating, NaN to 0; `nearest` rounds to even.
+ * - `anyTrue`: 1 if any bit is set, else 0.
  */
 
 import type { ValueType } from "./tree.ts";
@@ -139,7 +143,7 @@ const signatureTable = {
   "i8v.lookup16": binary("i8v"),
   "i8v.dotPairsU7": [["i8v", "i8v"], "i16v"],
 
-  /** The same bits seen as another vector type. */
+  /** The same bits seen as another vector type. The operand may be any vector: `Value.as` sees to that. */
   "as.f32v": [["i32v"], "f32v"],
   "as.i32v": [["i8v"], "i32v"],
   "as.i16v": [["i8v"], "i16v"],
@@ -149,8 +153,5 @@ const signatureTable = {
 export type Operation = keyof typeof signatureTable;
 
 export const signatures: Readonly<Record<Operation, Signature>> = signatureTable;
-
-/** Seeing the bits of one vector as another type costs nothing, so any vector is accepted there. */
-export const isReinterpretation = (operation: Operation): boolean => operation.startsWith("as.");
 
 export const isOperation = (name: string): name is Operation => Object.hasOwn(signatureTable, name);

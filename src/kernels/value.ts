@@ -1,6 +1,6 @@
 /** A value inside a kernel being built: an expression of the tree with methods that make larger ones. */
 
-import { isOperation, isReinterpretation, signatures } from "./operations.ts";
+import { isOperation, signatures } from "./operations.ts";
 import type { Expression, ValueType, VectorType } from "./tree.ts";
 
 /** Thrown while a kernel is built: an operation does not exist for these types, or an operand has another type. */
@@ -57,13 +57,13 @@ export class Value<T extends ValueType = ValueType> {
   }
   /** Shifts take one count for all lanes. */
   shl(count: Operand<"i32">): Value<T> {
-    return this.apply("shl", this.type, operand("i32", count));
+    return this.apply("shl", this.type, count);
   }
   shr(count: Operand<"i32">): Value<T> {
-    return this.apply("shr", this.type, operand("i32", count));
+    return this.apply("shr", this.type, count);
   }
   shrU(count: Operand<"i32">): Value<T> {
-    return this.apply("shrU", this.type, operand("i32", count));
+    return this.apply("shrU", this.type, count);
   }
 
   neg(): Value<T> {
@@ -174,6 +174,8 @@ export class Value<T extends ValueType = ValueType> {
     const type = (this.type === "f32v" ? "f32" : "i32") as T extends "f32v" ? "f32" : "i32";
     if (this.type !== "f32v" && this.type !== "i32v")
       throw new KernelTypeError(`lane() needs f32v or i32v, got ${this.type}`);
+    if (!Number.isInteger(lane) || lane < 0)
+      throw new KernelTypeError(`lane must be a whole number below the target's lanes, got ${lane}`);
     return new Value(type, { kind: "lane", type, vector: this.expression, lane });
   }
 
@@ -202,35 +204,41 @@ export function operationValue<R extends ValueType>(
   if (operands.length !== argTypes.length) {
     throw new KernelTypeError(`${name} takes ${argTypes.length} operands, got ${operands.length}`);
   }
-  const args = operands.map((given, index) => {
-    const value = operand(argTypes[index], given);
-    if (value.type !== argTypes[index] && !isReinterpretation(name)) {
-      throw new KernelTypeError(`operand ${index} of ${name} must be ${argTypes[index]}, got ${value.type}`);
-    }
-    return value.expression;
-  });
+  const args = operands.map(
+    (given, index) => operand(argTypes[index], given, `operand ${index} of ${name}`).expression,
+  );
   if (resultType !== result) throw new KernelTypeError(`${name} gives ${resultType}, not ${result}`);
   return new Value(result, { kind: "operation", type: result, operation: name, args });
 }
 
-/** Turns a number into a constant of the wanted type. */
-export function operand<T extends ValueType>(type: T, given: Operand<ValueType>): Value<ValueType> {
-  return given instanceof Value ? given : constant(type, given);
+/** Turns a number into a constant of the wanted type; a value must have that type. `what` names it in the error. */
+export function operand<T extends ValueType>(type: T, given: Operand<ValueType>, what: string): Value<T> {
+  if (!(given instanceof Value)) return constant(type, given);
+  if (given.type !== type) throw new KernelTypeError(`${what} must be ${type}, got ${given.type}`);
+  return new Value(type, given.expression);
 }
 
+/** Integers may be given signed or unsigned, as long as their bits fit. */
 export function constant<T extends ValueType>(type: T, value: number): Value<T> {
   if (type === "f32") return new Value(type, { kind: "constant", type: "f32", value: Math.fround(value) });
-  if (!Number.isInteger(value) && type !== "f32v")
-    throw new KernelTypeError(`a constant of type ${type} must be an integer, got ${value}`);
+  if (type === "f32v") return pattern(type, type, new Float32Array(4).fill(value));
+  const bits = integerBits[type as keyof typeof integerBits]; // the float types have returned
+  if (!Number.isInteger(value) || value < -(2 ** (bits - 1)) || value >= 2 ** bits) {
+    throw new KernelTypeError(`a constant of type ${type} must be an integer of ${bits} bits, got ${value}`);
+  }
   if (type === "i32") return new Value(type, { kind: "constant", type: "i32", value: value | 0 });
-  return new Value(type, { kind: "pattern", type: type as VectorType, bytes: patternBytes(type as VectorType, value) });
+  if (type === "i32v") return pattern(type, type, new Int32Array(4).fill(value));
+  if (type === "i16v") return pattern(type, type, new Int16Array(8).fill(value));
+  return pattern(type, "i8v", new Int8Array(16).fill(value));
 }
 
-function patternBytes(type: VectorType, value: number): number[] {
-  const buffer = new ArrayBuffer(16);
-  if (type === "f32v") new Float32Array(buffer).fill(value);
-  else if (type === "i32v") new Int32Array(buffer).fill(value);
-  else if (type === "i16v") new Int16Array(buffer).fill(value);
-  else new Int8Array(buffer).fill(value);
-  return [...new Uint8Array(buffer)];
+const integerBits = { i32: 32, i32v: 32, i16v: 16, i8v: 8 } as const;
+
+/** `vectorType` is `type`, as a comparison has shown. */
+function pattern<T extends ValueType>(
+  type: T,
+  vectorType: VectorType,
+  lanes: Float32Array | Int32Array | Int16Array | Int8Array,
+): Value<T> {
+  return new Value(type, { kind: "pattern", type: vectorType, bytes: [...new Uint8Array(lanes.buffer)] });
 }

@@ -1,49 +1,12 @@
 /** Writes a kernel tree as the body of one WebAssembly function. */
 
 import type { Operation } from "../operations.ts";
-import {
-  type Expression,
-  entryLocals,
-  type KernelTree,
-  type LoadForm,
-  type Statement,
-  type StoreForm,
-  type ValueType,
-} from "../tree.ts";
+import { type Expression, entryLocals, type KernelTree, type Statement } from "../tree.ts";
 import { ByteWriter } from "./bytes.ts";
 import type { WasmFeatures } from "./features.ts";
-import { type Instruction, opcode, plainOperations } from "./opcodes.ts";
+import { type Instruction, loads, opcode, plainOperations, stores, valueTypes } from "./opcodes.ts";
 
-const valueTypes: Record<ValueType, number> = { i32: 0x7f, f32: 0x7d, i32v: 0x7b, f32v: 0x7b, i16v: 0x7b, i8v: 0x7b };
 const emptyBlock = 0x40;
-
-const loads: Record<LoadForm, Instruction> = {
-  i32: 0x28,
-  f32: 0x2a,
-  i8: 0x2c,
-  u8: 0x2d,
-  i16: 0x2e,
-  u16: 0x2f,
-  f32v: [0xfd, 0x00],
-  i32v: [0xfd, 0x00],
-  i16v: [0xfd, 0x00],
-  i8v: [0xfd, 0x00],
-  splat32: [0xfd, 0x09],
-  splat64: [0xfd, 0x0a],
-  "u16 to i32v": [0xfd, 0x04],
-  "i8 to i16v": [0xfd, 0x01],
-};
-
-const stores: Record<Exclude<StoreForm, "i32v to u16">, Instruction> = {
-  i32: 0x36,
-  f32: 0x38,
-  u8: 0x3a,
-  u16: 0x3b,
-  f32v: [0xfd, 0x0b],
-  i32v: [0xfd, 0x0b],
-  i16v: [0xfd, 0x0b],
-  i8v: [0xfd, 0x0b],
-};
 
 const evenWords = [0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27];
 const oddWords = evenWords.map((byte) => byte + 4);
@@ -61,6 +24,7 @@ class FunctionEmitter {
   private readonly features: WasmFeatures;
   /** Locals of our own, after the tree's: to use an operand twice. */
   private readonly temporaries: number[] = [];
+  private readonly constants = new Map<string, { readonly local: number; readonly bytes: readonly number[] }>();
 
   constructor(tree: KernelTree, features: WasmFeatures) {
     this.tree = tree;
@@ -80,6 +44,10 @@ class FunctionEmitter {
     }
     const body = new ByteWriter().unsigned(runs.length);
     for (const { type, count } of runs) body.unsigned(count).byte(type);
+    for (const { local, bytes } of this.constants.values()) {
+      this.instruction(opcode.v128Const, body);
+      body.bytes(bytes).byte(opcode.localSet).unsigned(local);
+    }
     return body.bytes(this.out.finish());
   }
 
@@ -142,14 +110,15 @@ class FunctionEmitter {
 
   private store({ form, address, offset, value }: Extract<Statement, { kind: "store" }>): void {
     this.expression(address);
-    this.expression(value);
     if (form === "i32v to u16") {
-      this.expression(value);
+      const vector = this.keep(value, valueTypes.i32v);
+      this.get(vector, vector);
       this.instruction(opcode.narrowU16);
       this.instruction(opcode.storeLane64);
       this.out.unsigned(0).unsigned(offset).byte(0);
       return;
     }
+    this.expression(value);
     this.instruction(stores[form]);
     this.out.unsigned(0).unsigned(offset);
   }
@@ -292,12 +261,18 @@ class FunctionEmitter {
     this.instruction(opcode.shuffle);
     this.out.bytes(bytes);
   }
+  /** Vector constants live in locals, set once on entry: V8 would build each one anew, in three instructions, wherever it is used. */
   private vectorConstant(bytes: readonly number[]): void {
-    this.instruction(opcode.v128Const);
-    this.out.bytes(bytes);
+    const key = bytes.join();
+    let constant = this.constants.get(key);
+    if (constant === undefined) {
+      constant = { local: this.tree.locals.length + this.temporaries.push(valueTypes.i8v) - 1, bytes };
+      this.constants.set(key, constant);
+    }
+    this.get(constant.local);
   }
-  private instruction(instruction: Instruction): void {
-    if (typeof instruction === "number") this.out.byte(instruction);
-    else this.out.byte(instruction[0]).unsigned(instruction[1]);
+  private instruction(instruction: Instruction, out = this.out): void {
+    if (typeof instruction === "number") out.byte(instruction);
+    else out.byte(instruction[0]).unsigned(instruction[1]);
   }
 }

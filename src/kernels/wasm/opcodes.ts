@@ -1,9 +1,10 @@
 /**
- * The WebAssembly instruction of each operation of the kernel language that is one instruction. Numbers from the
+ * The WebAssembly instruction of each operation, load and store of the kernel language that is one instruction. Numbers from the
  * WebAssembly 3.0 specification: below 0x100 plain, 0xfd = SIMD (relaxed SIMD from 0x100 on), 0xfe = threads.
  */
 
 import type { Operation } from "../operations.ts";
+import type { LoadForm, StoreForm, ValueType } from "../tree.ts";
 
 export type Instruction = number | readonly [prefix: number, code: number];
 
@@ -43,6 +44,43 @@ export const opcode = {
   relaxedDotPairs: simd(0x112),
   atomicAddI32: [0xfe, 0x1e],
 } as const satisfies Record<string, Instruction>;
+
+export const valueTypes: Record<ValueType, number> = {
+  i32: 0x7f,
+  f32: 0x7d,
+  i32v: 0x7b,
+  f32v: 0x7b,
+  i16v: 0x7b,
+  i8v: 0x7b,
+};
+
+export const loads: Record<LoadForm, Instruction> = {
+  i32: 0x28,
+  f32: 0x2a,
+  i8: 0x2c,
+  u8: 0x2d,
+  i16: 0x2e,
+  u16: 0x2f,
+  f32v: simd(0x00),
+  i32v: simd(0x00),
+  i16v: simd(0x00),
+  i8v: simd(0x00),
+  splat32: simd(0x09),
+  splat64: simd(0x0a),
+  "u16 to i32v": simd(0x04),
+  "i8 to i16v": simd(0x01),
+};
+
+export const stores: Record<Exclude<StoreForm, "i32v to u16">, Instruction> = {
+  i32: 0x36,
+  f32: 0x38,
+  u8: 0x3a,
+  u16: 0x3b,
+  f32v: simd(0x0b),
+  i32v: simd(0x0b),
+  i16v: simd(0x0b),
+  i8v: simd(0x0b),
+};
 
 /** Operations that need more than one instruction, or another one with relaxed SIMD, are missing here: `emit.ts` has them. */
 export const plainOperations: Partial<Record<Operation, Instruction>> = {

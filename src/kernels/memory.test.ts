@@ -2,6 +2,7 @@ import { describe, expect, it } from "vitest";
 import { runKernel } from "../../test/kernels/runKernel.ts";
 import { defineKernel } from "./builder.ts";
 import type { LoadForm } from "./tree.ts";
+import type { Value } from "./value.ts";
 
 /** Bytes with the sign bit set here and there, so that a wrong widening shows. */
 const bytes = Uint8Array.from({ length: 32 }, (_, i) => (i * 37 + 200) & 255);
@@ -38,7 +39,8 @@ describe("loads", () => {
       params: { x: "pointer", out: "pointer" },
       build(k, offset: number, p) {
         const value = k.load(form, p.x.add(at - offset), offset);
-        if (value.type === "i32") k.store("i32", p.out, value);
+        if (value.type === "i32")
+          k.store("i32", p.out, value as Value<"i32">); // whose type was just compared
         else k.store("i32v", p.out, value.as("i32v"));
       },
     });

@@ -1,0 +1,30 @@
+import { existsSync } from "node:fs";
+import { describe, expect, it } from "vitest";
+import { locate } from "../formats/file.node.ts";
+import { cases } from "./checkpointFixtures.ts";
+import { expectedTensors } from "./expectedTensors.ts";
+import { openModel } from "./openModel.ts";
+
+const shared = new URL("../../../../shared/", import.meta.url);
+const sharedModels = [
+  ...cases.map((name) => `goldens/models/hf/${name}`),
+  "goldens/models/hf/llama_mha",
+  ...["llama_f32", "llama_mixed", "llama_k", "qwen2_mixed"].map((name) => `goldens/models/gguf/${name}.gguf`),
+  "data/tales-model",
+  "data/tales-model/tales-5m-q8_0.gguf",
+  "data/stories260K/stories260K.bin",
+];
+
+describe.skipIf(!existsSync(shared))("whole models", () => {
+  it.each(sharedModels)("%s has every tensor of its config", async (path) => {
+    const { folder, fileName } = await locate(new URL(path, shared).pathname);
+    const model = await openModel(folder, fileName);
+    expect([...model.tensors.keys()]).toEqual(expectedTensors(model.config).map((tensor) => tensor.name));
+    await model.weights.close();
+  });
+
+  it.each(["deepseek_v2", "gpt_oss", "minicpm3", "qwen3_moe"])("%s is refused by name", async (name) => {
+    const { folder, fileName } = await locate(new URL(`goldens/models/hf/${name}`, shared).pathname);
+    await expect(openModel(folder, fileName)).rejects.toThrow(`model_type is "${name}": supported are`);
+  });
+});

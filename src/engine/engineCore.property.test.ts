@@ -22,7 +22,7 @@ const arrivals = fc
     fc.record({
       at: fc.nat(20),
       // Mostly one letter, so that prefixes meet.
-      promptTokens: fc.array(fc.constantFrom(3, 3, 3, 3, 3, 3, 3, 4), { minLength: 1, maxLength: 30 }),
+      promptTokens: fc.array(fc.constantFrom(3, 3, 3, 3, 3, 3, 3, 4), { minLength: 1, maxLength: 30, size: "max" }),
       maxTokens: fc.nat(25),
       n: fc.constantFrom(1, 1, 1, 2, 3),
       temperature: fc.constantFrom(0, 1),
@@ -31,7 +31,7 @@ const arrivals = fc
       cacheSalt: fc.constantFrom("", "", "other"),
       abort: fc.option(fc.record({ at: fc.nat(30), isInStep: fc.boolean() }), { freq: 3, nil: undefined }),
     }),
-    { minLength: 1, maxLength: 24 },
+    { minLength: 1, maxLength: 24, size: "max" },
   )
   .map((drawn): Arrival[] =>
     drawn.map(({ at, abort, temperature, seed, promptLogprobs, promptTokens, ...rest }, index) => ({

@@ -85,11 +85,13 @@ describe("EngineCore", () => {
   it("does not share among prompts that the model computes in different ways", async () => {
     const { core } = setUp();
     const [short, long] = [range(LONG_PROMPT), range(LONG_PROMPT + 1)];
-    core.addRequest(request("short", short, { cacheSalt: "long" }));
+    core.addRequest(request("short", short));
+    core.addRequest(request("salted", short, { cacheSalt: "long" }));
     core.addRequest(request("long", long));
     core.addRequest(request("again", long));
     const outputs = await runAll(core);
-    expect(["short", "long", "again"].map((id) => of(outputs, id)[0].numCachedTokens)).toEqual([0, 0, 12]);
+    const numCached = ["short", "salted", "long", "again"].map((id) => of(outputs, id)[0].numCachedTokens);
+    expect(numCached).toEqual([0, 0, 0, 12]);
     expect(tokensOf(outputs, "long")).toEqual(generateAlone(request("", long), 0, 128).tokens);
   });
 

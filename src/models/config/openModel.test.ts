@@ -28,3 +28,23 @@ describe.skipIf(!existsSync(shared))("whole models", () => {
     await expect(openModel(folder, fileName)).rejects.toThrow(`model_type is "${name}": supported are`);
   });
 });
+
+const gemma = new URL("../../../models/gemma-3-270m-q4_k_m.gguf", import.meta.url);
+
+describe.skipIf(!existsSync(gemma))("Gemma 3 270M (npm run fetch:gemma)", () => {
+  it("has every tensor of its config, and its vocabulary", async () => {
+    const { folder, fileName } = await locate(gemma.pathname);
+    const { config, tensors, weights } = await openModel(folder, fileName);
+    expect(tensors.size).toBe(236);
+    expect(config).toMatchObject({
+      family: "gemma3",
+      numLayers: 18,
+      headDim: 256,
+      vocabSize: 262_144,
+      eosTokenIds: [1],
+    });
+    expect(config.layers.filter(({ slidingWindow }) => slidingWindow === null).length).toBe(3);
+    expect(weights.metadata.get("tokenizer.ggml.tokens")).toHaveLength(262_144);
+    await weights.close();
+  });
+});

@@ -4,10 +4,10 @@
  */
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type AttentionSpec, defaultSplitSize } from "./contract.ts";
-import { BlockLoader, loaderBytes } from "./keyLoader.ts";
+import { blockLoader, loaderBytes } from "./keyLoader.ts";
 import { endChunk, finishRow, foldChunk, initRowState, rowState, softmaxRow, zeroRow } from "./onlineSoftmax.ts";
 import { itemWords, keyBlock, mergeWords, queryTile } from "./plan.ts";
-import { accumulateBlock, scoreBlock } from "./registerTiles.ts";
+import { accumulateBlock, rowPitch, scoreBlock } from "./registerTiles.ts";
 
 type Address = Value<"i32">;
 
@@ -17,14 +17,15 @@ const partialStateBytes = 8;
 /** Offsets into the scratch memory of one thread. */
 function scratchLayout(spec: AttentionSpec) {
   const rows = (queryTile(spec) * spec.numQHeads) / spec.numKvHeads;
-  const rowBytes = spec.headDim * 4;
+  const rowBytes = rowPitch(spec.headDim);
   const q = 0;
   const acc = q + rows * rowBytes;
   const total = acc + rows * rowBytes;
   const scores = total + rows * rowBytes;
   const states = scores + rows * keyBlock * 4;
-  const loader = Math.ceil((states + rows * rowState.numBytes) / 64) * 64;
-  return { q, acc, total, scores, states, loader, numBytes: loader + loaderBytes(spec) };
+  const keys = Math.ceil((states + rows * rowState.numBytes) / 64) * 64;
+  const values = keys + loaderBytes(spec) / 2;
+  return { q, acc, total, scores, states, keys, values, numBytes: keys + loaderBytes(spec) };
 }
 
 /** One task is one work item of the plan with one key/value head. */
@@ -55,15 +56,18 @@ export const attentionKernel = defineKernel({
     const { headDim, numQHeads, numKvHeads, slidingWindow, softCap, causal, splitSize = defaultSplitSize } = spec;
     const group = numQHeads / numKvHeads;
     const layout = scratchLayout(spec);
+    const pitch = rowPitch(headDim);
     const at = (offset: number): Address => k.let(k.scratch.add(offset));
-    const [q, acc, total, scores, states] = [layout.q, layout.acc, layout.total, layout.scores, layout.states].map(at);
-    const weighted = (rows: Value<"i32">) => ({
+    const [q, acc, total, scores] = [layout.q, layout.acc, layout.total, layout.scores].map(at);
+    const [states, keys, values] = [layout.states, layout.keys, layout.values].map(at);
+    const loadBlock = blockLoader(k, spec, keys, values);
+    const weighted = {
       acc,
       weights: scores,
-      alpha: k.let(states.add(rowState.alpha)),
+      values,
+      alpha: at(layout.states + rowState.alpha),
       alphaStride: rowState.numBytes,
-      rows,
-    });
+    };
     k.forTasks((task) => {
       const itemIndex = k.let(task.divU(numKvHeads));
       const head = k.let(task.sub(itemIndex.mul(numKvHeads)));
@@ -71,7 +75,6 @@ export const attentionKernel = defineKernel({
       const word = (index: number): Value<"i32"> => k.let(k.load("i32", item, index * 4));
       const [row, tokens, sequence, position, keyBegin, keyEnd, partialRow] = [0, 1, 2, 3, 4, 5, 6].map(word);
       const rows = k.let(tokens.mul(group));
-      const block = new BlockLoader(k, spec, at(layout.loader), rows);
       const blockTable = k.let(p.blockTables.add(sequence.mul(p.maxPages).shl(2)));
       const pages = {
         ...p,
@@ -83,8 +86,8 @@ export const attentionKernel = defineKernel({
       copyQueries(k, spec, queryRow, p.qRowBytes, q, tokens);
       k.for(0, rows, 1, (r) => {
         initRowState(k, states.add(r.mul(rowState.numBytes)));
-        zeroRow(k, headDim, k.let(acc.add(r.mul(headDim * 4))));
-        zeroRow(k, headDim, k.let(total.add(r.mul(headDim * 4))));
+        zeroRow(k, headDim, k.let(acc.add(r.mul(pitch))));
+        zeroRow(k, headDim, k.let(total.add(r.mul(pitch))));
       });
 
       k.for(keyBegin, keyEnd, keyBlock, (blockStart) => {
@@ -94,8 +97,8 @@ export const attentionKernel = defineKernel({
         const firstVisible =
           slidingWindow === undefined ? k.i32(0) : k.let(position.add(1 - slidingWindow).sub(blockStart));
         const begin = slidingWindow === undefined ? k.i32(0) : k.let(k.select(firstVisible.gt(0), firstVisible, 0));
-        block.load(pages, blockTable, blockStart, begin, end);
-        block.withKeys((keys) => scoreBlock(k, headDim, { q, scores, rows }, keys, begin, end));
+        loadBlock(pages, blockTable, blockStart, begin, end);
+        scoreBlock(k, headDim, { q, keys, scores, rows }, begin, end);
 
         let isMasked: Value<"i32"> = left.lt(keyBlock);
         if (causal) isMasked = isMasked.or(blockStart.add(keyBlock - 1).gt(position));
@@ -111,12 +114,12 @@ export const attentionKernel = defineKernel({
             softmaxRow(k, { softCap }, rowScores, state, { needed, begin: visibleBegin, end: visibleEnd });
           });
         });
-        block.withValues((values) => accumulateBlock(k, headDim, weighted(rows), values, begin, end));
+        accumulateBlock(k, headDim, { ...weighted, rows }, begin, end);
 
         const next = k.let(blockStart.add(keyBlock));
         k.if(next.rem(splitSize).eq(0).or(next.ge(keyEnd)), () => {
           k.for(0, rows, 1, (r) => {
-            const [totalRow, accRow] = [total, acc].map((rowsAt) => k.let(rowsAt.add(r.mul(headDim * 4))));
+            const [totalRow, accRow] = [total, acc].map((rowsAt) => k.let(rowsAt.add(r.mul(pitch))));
             endChunk(k, headDim, totalRow, accRow, k.let(states.add(r.mul(rowState.numBytes))));
           });
         });
@@ -126,14 +129,14 @@ export const attentionKernel = defineKernel({
         partialRow.lt(0),
         () =>
           finishTile(k, spec, p, row, tokens, head, (r) => ({
-            total: k.let(total.add(r.mul(headDim * 4))),
+            total: k.let(total.add(r.mul(pitch))),
             state: k.let(states.add(r.mul(rowState.numBytes))),
           })),
         () => {
           const first = k.let(partialRow.add(head.mul(rows)));
           k.for(0, rows, 1, (r) => {
             const partial = k.let(first.add(r));
-            const from = k.let(total.add(r.mul(headDim * 4)));
+            const from = k.let(total.add(r.mul(pitch)));
             const to = k.let(p.partialAcc.add(partial.mul(headDim * 4)));
             k.for(0, headDim * 4, k.lanes * 4, (d) => k.store("f32v", to.add(d), k.load("f32v", from.add(d))));
             const state = k.let(states.add(r.mul(rowState.numBytes)));
@@ -201,11 +204,13 @@ function copyQueries(
 ): void {
   // With a soft cap tanh comes before the factor log2 e.
   const scale = softCap === undefined ? smScale * Math.LOG2E : smScale / softCap;
-  const tokenBytes = (numQHeads / numKvHeads) * headDim * 4;
+  const group = numQHeads / numKvHeads;
   k.for(0, tokens, 1, (token) => {
-    const from = k.let(queryRow.add(token.mul(qRowBytes)));
-    const to = k.let(q.add(token.mul(tokenBytes)));
-    k.for(0, tokenBytes, k.lanes * 4, (d) => k.store("f32v", to.add(d), k.load("f32v", from.add(d)).mul(scale)));
+    k.for(0, group, 1, (head) => {
+      const from = k.let(queryRow.add(token.mul(qRowBytes)).add(head.mul(headDim * 4)));
+      const to = k.let(q.add(token.mul(group).add(head).mul(rowPitch(headDim))));
+      k.for(0, headDim * 4, k.lanes * 4, (d) => k.store("f32v", to.add(d), k.load("f32v", from.add(d)).mul(scale)));
+    });
   });
 }
 

@@ -1,12 +1,12 @@
 /**
- * Kernel part: brings the keys and values of one block out of their pages as f32 rows. Few query rows read f32 pages in place, through
- * a table of row addresses; otherwise the rows are copied or converted to scratch memory, where register tiles step through them with
+ * Kernel part: brings the keys and values of one block out of their pages into scratch memory, as f32 rows side by side. Copying pays even
+ * for f32 pages and few query rows: pages are read from beginning to end, and register tiles step through the rows with
  * constant offsets. A new storage type is a new entry of `decoders`. What is computed with the rows is in registerTiles.ts.
  */
 import { bf16ToF32, f16ToF32, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import type { AttentionSpec, PageStorage } from "./contract.ts";
 import { keyBlock } from "./plan.ts";
-import { packedRows, type RowSource, tableRows } from "./registerTiles.ts";
+import { rowPitch } from "./registerTiles.ts";
 
 type Address = Value<"i32">;
 
@@ -22,47 +22,73 @@ export interface PageParams {
 
 interface Decoder {
   readonly elementBytes: number;
-  /** Writes one row of `count` elements as f32. */
-  decodeRow(k: KernelBuilder, from: Address, to: Address, count: number): void;
+  /** The function that writes one row of `count` elements as f32; its constants are set up outside of all loops. */
+  rowDecoder(k: KernelBuilder, count: number): (from: Address, to: Address) => void;
 }
 
 const decoders: Readonly<Record<PageStorage, Decoder>> = {
-  f32: {
-    elementBytes: 4,
-    decodeRow: (k, from, to, count) =>
-      k.for(0, count * 4, k.lanes * 4, (at) => k.store("f32v", to.add(at), k.load("f32v", from.add(at)))),
-  },
-  f16: { elementBytes: 2, decodeRow: decodeF16Row },
-  bf16: {
-    elementBytes: 2,
-    decodeRow: (k, from, to, count) =>
-      k.for(0, count, k.lanes, (d) =>
-        k.store("f32v", to.add(d.shl(2)), bf16ToF32(k.load("u16 to i32v", from.add(d.shl(1))))),
-      ),
-  },
+  f32: { elementBytes: 4, rowDecoder: copyF32 },
+  f16: { elementBytes: 2, rowDecoder: decodeF16 },
+  bf16: { elementBytes: 2, rowDecoder: decodeBf16 },
 };
+
+function copyF32(k: KernelBuilder, count: number): (from: Address, to: Address) => void {
+  return (from, to) =>
+    forRegisters(k, count, 1, (d, step) => {
+      const offset = step * k.lanes * 4;
+      k.store("f32v", k.let(to.add(d.shl(2))), k.load("f32v", k.let(from.add(d.shl(2))), offset), offset);
+    });
+}
+
+function decodeBf16(k: KernelBuilder, count: number): (from: Address, to: Address) => void {
+  return (from, to) =>
+    forRegisters(k, count, 1, (d, step) => {
+      const bits = k.load("u16 to i32v", k.let(from.add(d.shl(1))), step * k.lanes * 2);
+      k.store("f32v", k.let(to.add(d.shl(2))), bf16ToF32(bits), step * k.lanes * 4);
+    });
+}
 
 /**
  * Moved to the place of an f32's, the bits of a half are its value times 2^-112, subnormals included. Only infinities and NaN come out
  * wrong: a row that holds one is done again the long way.
  */
-function decodeF16Row(k: KernelBuilder, from: Address, to: Address, count: number): void {
-  const exponents = k.var("i32v", 0);
-  k.for(0, count, 2 * k.lanes, (d) => {
-    const halves = k.let(k.load("i16v", k.let(from.add(d.shl(1)))));
-    const out = k.let(to.add(d.shl(2)));
-    for (const [i, wide] of [halves.widenLow(), halves.widenHigh()].entries()) {
-      // Widening repeats the sign; all but its last copy and the moved bits are cleared.
-      const moved = wide.shl(13).and(0x8fffe000 | 0);
-      k.store("f32v", out, moved.as("f32v").mul(2 ** 112), i * k.lanes * 4);
-    }
-    // The sum carries into the sign of exactly those halves whose exponent is all ones.
-    exponents.set(exponents.value.or(halves.as("i32v").and(0x7c007c00).add(0x04000400)));
-  });
-  k.if(exponents.value.and(0x80008000 | 0).anyTrue(), () => {
-    k.for(0, count, k.lanes, (d) => {
-      k.store("f32v", to.add(d.shl(2)), f16ToF32(k, k.load("u16 to i32v", from.add(d.shl(1)))));
+function decodeF16(k: KernelBuilder, count: number): (from: Address, to: Address) => void {
+  const signAndBits = k.let(k.all("i32v", 0x8fffe000 | 0));
+  const scale = k.let(k.all("f32v", 2 ** 112));
+  const exponentMask = k.let(k.all("i32v", 0x7c007c00));
+  const lowestExponentBit = k.let(k.all("i32v", 0x04000400));
+  return (from, to) => {
+    const carries = k.var("i32v", 0);
+    forRegisters(k, count, 2, (d, step) => {
+      const halves = k.let(k.load("i16v", k.let(from.add(d.shl(1))), step * k.lanes * 4));
+      const out = k.let(to.add(d.shl(2)));
+      for (const [i, wide] of [halves.widenLow(), halves.widenHigh()].entries()) {
+        // Widening repeats the sign; all but its last copy and the moved bits are cleared.
+        const moved = wide.shl(13).and(signAndBits);
+        k.store("f32v", out, moved.as("f32v").mul(scale), (2 * step + i) * k.lanes * 4);
+      }
+      // The sum carries into the sign of exactly those halves whose exponent is all ones.
+      carries.set(carries.value.or(halves.as("i32v").and(exponentMask).add(lowestExponentBit)));
     });
+    k.if(carries.value.and(0x80008000 | 0).anyTrue(), () => {
+      k.for(0, count, k.lanes, (d) => {
+        k.store("f32v", to.add(d.shl(2)), f16ToF32(k, k.load("u16 to i32v", from.add(d.shl(1)))));
+      });
+    });
+  };
+}
+
+/** A loop over `count` elements, `registers` registers a step, a few steps unrolled: `d` is the first element of the unrolled group. */
+function forRegisters(
+  k: KernelBuilder,
+  count: number,
+  registers: number,
+  body: (d: Value<"i32">, step: number) => void,
+): void {
+  const elements = registers * k.lanes;
+  const unroll = [4, 2].find((steps) => count % (steps * elements) === 0) ?? 1;
+  k.for(0, count, unroll * elements, (d) => {
+    for (let step = 0; step < unroll; step++) body(d, step);
   });
 }
 
@@ -70,92 +96,30 @@ export function storageBytes(storage: PageStorage): number {
   return decoders[storage].elementBytes;
 }
 
-/** Query rows from which on f32 rows are worth copying. */
-const copiedFromRows = 8;
-
-/** Scratch that the loader needs: a table of addresses and a block of rows, for the keys and for the values. */
+/** Scratch that the loader needs: a block of rows for the keys and one for the values. */
 export function loaderBytes({ headDim }: AttentionSpec): number {
-  return 2 * keyBlock * (4 + headDim * 4);
+  return 2 * keyBlock * rowPitch(headDim);
 }
 
-/** The keys and the values of one block, wherever they lie; `load` fills them, then one of `withKeys` and `withValues` is used after the other. */
-export class BlockLoader {
-  readonly #k: KernelBuilder;
-  readonly #spec: AttentionSpec;
-  readonly #inPlace: Value<"i32"> | undefined;
-  readonly #tables: { readonly keys: Address; readonly values: Address };
-  readonly #packed: { readonly keys: Address; readonly values: Address };
+/**
+ * Loads keys and values `begin` up to `end` of a block (0 <= begin < end <= keyBlock, counted from the block's first position
+ * `blockStart`). Nothing outside of them is read from the pages. Up to the surrounding multiples of 4 the values are set to zero, so that
+ * register tiles need no remainder; the keys there may be anything.
+ */
+export type LoadBlock = (
+  pages: PageParams,
+  blockTable: Address,
+  blockStart: Value<"i32">,
+  begin: Value<"i32">,
+  end: Value<"i32">,
+) => void;
 
-  /** @param scratch loaderBytes of memory, 16-byte aligned; `rows` is the number of query rows. */
-  constructor(k: KernelBuilder, spec: AttentionSpec, scratch: Address, rows: Value<"i32">) {
-    this.#k = k;
-    this.#spec = spec;
-    this.#inPlace = spec.storage === "f32" ? k.let(rows.lt(copiedFromRows)) : undefined;
-    const blockBytes = keyBlock * spec.headDim * 4;
-    const packed = { keys: scratch, values: k.let(scratch.add(blockBytes)) };
-    const tables = k.let(scratch.add(2 * blockBytes));
-    this.#packed = packed;
-    this.#tables = { keys: tables, values: k.let(tables.add(keyBlock * 4)) };
-  }
-
-  /**
-   * Loads keys and values `begin` up to `end` of a block (0 <= begin < end <= keyBlock, counted from the block's first position
-   * `blockStart`). Nothing outside of them is read from the pages. Up to the surrounding multiples of 4 the rows
-   * hold finite values, so that register tiles need no remainder.
-   */
-  load(pages: PageParams, blockTable: Address, blockStart: Value<"i32">, begin: Value<"i32">, end: Value<"i32">): void {
-    const inPlace = () =>
-      this.#walk(pages, blockTable, blockStart, begin, end, (table, _, j, address) => {
-        this.#k.store("i32", table.add(j.shl(2)), address);
-      });
-    const packed = () =>
-      this.#walk(pages, blockTable, blockStart, begin, end, (_, rows, j, address) => {
-        const { headDim, storage } = this.#spec;
-        decoders[storage].decodeRow(this.#k, this.#k.let(address), this.#k.let(rows.add(j.mul(headDim * 4))), headDim);
-      });
-    this.#choose(
-      () => {
-        inPlace();
-        this.#padTables(begin, end);
-      },
-      () => {
-        packed();
-        this.#padValues(begin, end);
-      },
-    );
-  }
-
-  withKeys(use: (rows: RowSource) => void): void {
-    this.#use("keys", use);
-  }
-
-  withValues(use: (rows: RowSource) => void): void {
-    this.#use("values", use);
-  }
-
-  #use(which: "keys" | "values", use: (rows: RowSource) => void): void {
-    this.#choose(
-      () => use(tableRows(this.#k, this.#tables[which])),
-      () => use(packedRows(this.#k, this.#packed[which], this.#spec.headDim * 4)),
-    );
-  }
-
-  #choose(inPlace: () => void, packed: () => void): void {
-    if (this.#inPlace) this.#k.if(this.#inPlace, inPlace, packed);
-    else packed();
-  }
-
-  /** Calls `place` for each key and each value with its number in the block and its address: runs of slots within pages. */
-  #walk(
-    pages: PageParams,
-    blockTable: Address,
-    blockStart: Value<"i32">,
-    begin: Value<"i32">,
-    end: Value<"i32">,
-    place: (table: Address, rows: Address, j: Value<"i32">, address: Address) => void,
-  ): void {
-    const k = this.#k;
-    const { pageSize } = this.#spec;
+/** Sets up a loader into `keys` and `values`, [keyBlock, headDim] f32 each, rows a rowPitch apart. To be called outside of all loops. */
+export function blockLoader(k: KernelBuilder, spec: AttentionSpec, keys: Address, values: Address): LoadBlock {
+  const { pageSize, headDim, storage } = spec;
+  const pitch = rowPitch(headDim);
+  const decodeRow = decoders[storage].rowDecoder(k, headDim);
+  return (pages, blockTable, blockStart, begin, end) => {
     const at = k.var("i32", begin);
     k.while(at.value.lt(end), () => {
       const position = k.let(blockStart.add(at.value));
@@ -167,35 +131,23 @@ export class BlockLoader {
       const run = k.let(k.select(inPage.lt(left), inPage, left));
       const key = k.let(pages.kPages.add(page.mul(pages.kPageBytes)).add(slot.mul(pages.kSlotBytes)));
       const value = k.let(pages.vPages.add(page.mul(pages.vPageBytes)).add(slot.mul(pages.vSlotBytes)));
+      const to = k.let(at.value.mul(pitch));
       k.for(0, run, 1, (i) => {
-        const j = k.let(at.value.add(i));
-        place(this.#tables.keys, this.#packed.keys, j, key.add(i.mul(pages.kSlotBytes)));
-        place(this.#tables.values, this.#packed.values, j, value.add(i.mul(pages.vSlotBytes)));
+        const row = k.let(to.add(i.mul(pitch)));
+        decodeRow(k.let(key.add(i.mul(pages.kSlotBytes))), k.let(keys.add(row)));
+      });
+      k.for(0, run, 1, (i) => {
+        const row = k.let(to.add(i.mul(pitch)));
+        decodeRow(k.let(value.add(i.mul(pages.vSlotBytes))), k.let(values.add(row)));
       });
       at.set(at.value.add(run));
     });
-  }
-
-  /** Entries around [begin, end) repeat a row within. */
-  #padTables(begin: Value<"i32">, end: Value<"i32">): void {
-    for (const table of [this.#tables.keys, this.#tables.values]) {
-      const first = this.#k.let(this.#k.load("i32", table.add(begin.shl(2))));
-      this.#forPadding(begin, end, (j) => this.#k.store("i32", table.add(j.shl(2)), first));
+    // What is left there could be a NaN, which a weight of 0 does not hide.
+    for (const [first, last] of [
+      [begin.and(-4), begin],
+      [end, end.add(3).and(-4)],
+    ]) {
+      k.for(first.mul(pitch), last.mul(pitch), k.lanes * 4, (row) => k.store("f32v", values.add(row), 0));
     }
-  }
-
-  /** Values around [begin, end) are zeros: what is left there could be a NaN, which a weight of 0 does not hide. */
-  #padValues(begin: Value<"i32">, end: Value<"i32">): void {
-    const k = this.#k;
-    const rowBytes = this.#spec.headDim * 4;
-    this.#forPadding(begin, end, (j) => {
-      const row = k.let(this.#packed.values.add(j.mul(rowBytes)));
-      k.for(0, rowBytes, k.lanes * 4, (at) => k.store("f32v", row.add(at), 0));
-    });
-  }
-
-  #forPadding(begin: Value<"i32">, end: Value<"i32">, body: (j: Value<"i32">) => void): void {
-    this.#k.for(begin.and(-4), begin, 1, body);
-    this.#k.for(end, end.add(3).and(-4), 1, body);
-  }
+  };
 }

@@ -253,5 +253,7 @@ describe("Engine", () => {
     expect(perplexity).toBeCloseTo(Math.exp(nll / 9), 8);
     expect(bitsPerByte).toBeCloseTo(nll / 9 / Math.LN2, 10);
     await expect(engine.evaluate("a")).rejects.toThrow("text has 1 tokens");
+    const twoDocuments = await engine.evaluate("abc\n<|endoftext|>\nde\n<|endoftext|>\n");
+    expect(twoDocuments).toMatchObject({ numTokens: 7, numPredicted: 6, numBytes: 35 });
   });
 });

@@ -23,13 +23,16 @@ export interface Scorer {
   describe(): ModelDescription;
 }
 
+const DOCUMENT_END = /(?<=^|\n)<\|endoftext\|>(?:\r?\n|$)/;
+
 /** Windows computed at a time: enough to fill the engine's steps. */
 const NUM_CONCURRENT = 4;
 
 /**
- * Every token of the text but the first is predicted once, from the tokens of its window before it: window i holds the tokens from
- * i * window to (i + 1) * window, the last of them being the next window's first. The text is tokenised as a prompt, control tokens in
- * it included. Throws ArgumentError when it has fewer than two tokens.
+ * A line that holds only `<|endoftext|>` ends a document; each document gets the model's special tokens, and they follow each other
+ * without a gap. Every token is predicted once from those before it in its window. The first of a window is predicted from the begin token,
+ * as in llama.cpp; where the model has none, or one that is its end token too and so only separates documents, from the token before it.
+ * Throws ArgumentError when there is nothing to predict.
  */
 export async function evaluateText(engine: Scorer, text: string, options: EvaluateOptions = {}): Promise<Evaluation> {
   const startedAt = performance.now();
@@ -40,35 +43,32 @@ export async function evaluateText(engine: Scorer, text: string, options: Evalua
       `window = ${window} must be an integer from 1 to ${contextLength - 1}: the model's context holds one token more`,
     );
   }
-  const tokens = await engine.tokenize(text, { parseSpecialTokens: true });
-  if (tokens.length < 2)
+  const documents = text.split(DOCUMENT_END).filter((document) => document !== "");
+  const tokens = (await Promise.all(documents.map((document) => engine.tokenize(document, {})))).flat();
+  if (tokens.length < 2) {
     throw new ArgumentError(`text has ${tokens.length} tokens: at least two are needed, one to predict the next`);
+  }
 
-  const starts = Array.from({ length: Math.ceil((tokens.length - 1) / window) }, (_, i) => i * window);
-  const nllOfWindow = new Float64Array(starts.length);
+  const windows = cutWindows(tokens, window, await beginToken(engine));
+  const nllOfWindow = new Float64Array(windows.length);
   let numPredicted = 0;
   let next = 0;
-  const worker = async () => {
-    while (next < starts.length) {
+  const takeWindows = async () => {
+    while (next < windows.length) {
       const at = next++;
-      const prompt = tokens.slice(starts[at], starts[at] + window + 1);
-      const { signal } = options;
-      const { promptLogprobs = [] } = await engine.complete({
-        prompt,
-        maxTokens: 0,
-        promptLogprobs: 0,
-        ...(signal ? { signal } : {}),
-      });
+      const request = { prompt: windows[at], maxTokens: 0, promptLogprobs: 0 };
+      const { promptLogprobs = [] } = await engine.complete(
+        options.signal ? { ...request, signal: options.signal } : request,
+      );
       for (const entry of promptLogprobs) if (entry !== undefined) nllOfWindow[at] -= entry.logprob;
-      numPredicted += prompt.length - 1;
+      numPredicted += windows[at].length - 1;
       options.onProgress?.({ numPredicted, numTokens: tokens.length, meanNll: sum(nllOfWindow) / numPredicted });
     }
   };
-  await Promise.all(Array.from({ length: NUM_CONCURRENT }, worker));
+  await Promise.all(Array.from({ length: NUM_CONCURRENT }, takeWindows));
 
   const numBytes = new TextEncoder().encode(text).length;
-  const nll = sum(nllOfWindow);
-  const meanNll = nll / numPredicted;
+  const meanNll = sum(nllOfWindow) / numPredicted;
   return {
     numTokens: tokens.length,
     numPredicted,
@@ -78,6 +78,23 @@ export async function evaluateText(engine: Scorer, text: string, options: Evalua
     bitsPerByte: (meanNll * tokens.length) / (Math.LN2 * numBytes),
     seconds: (performance.now() - startedAt) / 1000,
   };
+}
+
+/** The token that begins every text, where the model has one for that alone. */
+async function beginToken(engine: Scorer): Promise<number | undefined> {
+  const [begin] = await engine.tokenize("", {});
+  return begin === undefined || engine.describe().eosTokenIds.includes(begin) ? undefined : begin;
+}
+
+/** Prompts whose tokens but the first are to be predicted, `window` of them each. */
+function cutWindows(tokens: readonly number[], window: number, begin: number | undefined): number[][] {
+  const prompts: number[][] = [];
+  for (let start = 0; start + 1 < tokens.length; start += window) {
+    if (begin === undefined) prompts.push(tokens.slice(start, start + window + 1));
+    else if (tokens[start] === begin) prompts.push(tokens.slice(start, start + window));
+    else prompts.push([begin, ...tokens.slice(start, start + window)]);
+  }
+  return prompts.filter((prompt) => prompt.length > 1);
 }
 
 function sum(values: Float64Array): number {

@@ -23,9 +23,8 @@ function scratchLayout(spec: AttentionSpec) {
   const total = acc + rows * rowBytes;
   const scores = total + rows * rowBytes;
   const states = scores + rows * keyBlock * 4;
-  const keys = Math.ceil((states + rows * rowState.numBytes) / 64) * 64;
-  const values = keys + loaderBytes(spec) / 2;
-  return { q, acc, total, scores, states, keys, values, numBytes: keys + loaderBytes(spec) };
+  const block = Math.ceil((states + rows * rowState.numBytes) / 64) * 64;
+  return { q, acc, total, scores, states, block, numBytes: block + loaderBytes(spec) };
 }
 
 /** One task is one work item of the plan with one key/value head. */
@@ -59,12 +58,12 @@ export const attentionKernel = defineKernel({
     const pitch = rowPitch(headDim);
     const at = (offset: number): Address => k.let(k.scratch.add(offset));
     const [q, acc, total, scores] = [layout.q, layout.acc, layout.total, layout.scores].map(at);
-    const [states, keys, values] = [layout.states, layout.keys, layout.values].map(at);
-    const loadBlock = blockLoader(k, spec, keys, values);
+    const [states, block] = [layout.states, layout.block].map(at);
+    const loadBlock = blockLoader(k, spec, block);
     const weighted = {
       acc,
       weights: scores,
-      values,
+      values: block,
       alpha: at(layout.states + rowState.alpha),
       alphaStride: rowState.numBytes,
     };
@@ -76,10 +75,15 @@ export const attentionKernel = defineKernel({
       const [row, tokens, sequence, position, keyBegin, keyEnd, partialRow] = [0, 1, 2, 3, 4, 5, 6].map(word);
       const rows = k.let(tokens.mul(group));
       const blockTable = k.let(p.blockTables.add(sequence.mul(p.maxPages).shl(2)));
-      const pages = {
-        ...p,
-        kPages: k.let(p.kPages.add(head.mul(p.kHeadBytes))),
-        vPages: k.let(p.vPages.add(head.mul(p.vHeadBytes))),
+      const keyPages = {
+        pages: k.let(p.kPages.add(head.mul(p.kHeadBytes))),
+        pageBytes: p.kPageBytes,
+        slotBytes: p.kSlotBytes,
+      };
+      const valuePages = {
+        pages: k.let(p.vPages.add(head.mul(p.vHeadBytes))),
+        pageBytes: p.vPageBytes,
+        slotBytes: p.vSlotBytes,
       };
 
       const queryRow = k.let(p.q.add(row.mul(p.qRowBytes)).add(head.mul(group * headDim * 4)));
@@ -97,8 +101,8 @@ export const attentionKernel = defineKernel({
         const firstVisible =
           slidingWindow === undefined ? k.i32(0) : k.let(position.add(1 - slidingWindow).sub(blockStart));
         const begin = slidingWindow === undefined ? k.i32(0) : k.let(k.select(firstVisible.gt(0), firstVisible, 0));
-        loadBlock(pages, blockTable, blockStart, begin, end);
-        scoreBlock(k, headDim, { q, keys, scores, rows }, begin, end);
+        loadBlock(keyPages, blockTable, blockStart, begin, end);
+        scoreBlock(k, headDim, { q, keys: block, scores, rows }, begin, end);
 
         let isMasked: Value<"i32"> = left.lt(keyBlock);
         if (causal) isMasked = isMasked.or(blockStart.add(keyBlock - 1).gt(position));
@@ -114,6 +118,7 @@ export const attentionKernel = defineKernel({
             softmaxRow(k, { softCap }, rowScores, state, { needed, begin: visibleBegin, end: visibleEnd });
           });
         });
+        loadBlock(valuePages, blockTable, blockStart, begin, end);
         accumulateBlock(k, headDim, { ...weighted, rows }, begin, end);
 
         const next = k.let(blockStart.add(keyBlock));

@@ -10,14 +10,11 @@ import { rowPitch } from "./registerTiles.ts";
 
 type Address = Value<"i32">;
 
-/** Page addressing parameters of the kernel, in bytes. */
+/** Where the keys, or the values, of one head are: address of the first page, and distances in bytes. */
 export interface PageParams {
-  readonly kPages: Address;
-  readonly vPages: Address;
-  readonly kPageBytes: Address;
-  readonly kSlotBytes: Address;
-  readonly vPageBytes: Address;
-  readonly vSlotBytes: Address;
+  readonly pages: Address;
+  readonly pageBytes: Value<"i32">;
+  readonly slotBytes: Value<"i32">;
 }
 
 interface Decoder {
@@ -96,30 +93,33 @@ export function storageBytes(storage: PageStorage): number {
   return decoders[storage].elementBytes;
 }
 
-/** Scratch that the loader needs: a block of rows for the keys and one for the values. */
+/** Scratch that the loader needs: one block of rows. */
 export function loaderBytes({ headDim }: AttentionSpec): number {
-  return 2 * keyBlock * rowPitch(headDim);
+  return keyBlock * rowPitch(headDim);
 }
 
 /**
- * Loads keys and values `begin` up to `end` of a block (0 <= begin < end <= keyBlock, counted from the block's first position
- * `blockStart`). Nothing outside of them is read from the pages. Up to the surrounding multiples of 4 the values are set to zero, so that
- * register tiles need no remainder; the keys there may be anything.
+ * Loads keys or values `begin` up to `end` of a block (0 <= begin < end <= keyBlock, counted from the block's first position
+ * `blockStart`). Nothing outside of them is read from the pages. Up to the surrounding multiples of 4 the rows are set to zero, so that
+ * register tiles need no remainder.
  */
 export type LoadBlock = (
-  pages: PageParams,
+  from: PageParams,
   blockTable: Address,
   blockStart: Value<"i32">,
   begin: Value<"i32">,
   end: Value<"i32">,
 ) => void;
 
-/** Sets up a loader into `keys` and `values`, [keyBlock, headDim] f32 each, rows a rowPitch apart. To be called outside of all loops. */
-export function blockLoader(k: KernelBuilder, spec: AttentionSpec, keys: Address, values: Address): LoadBlock {
+/**
+ * Sets up a loader into `rows`, [keyBlock, headDim] f32, rows a rowPitch apart. To be called outside of all loops. Keys and values take
+ * turns in the same memory, which then stays in the first-level cache.
+ */
+export function blockLoader(k: KernelBuilder, spec: AttentionSpec, rows: Address): LoadBlock {
   const { pageSize, headDim, storage } = spec;
   const pitch = rowPitch(headDim);
   const decodeRow = decoders[storage].rowDecoder(k, headDim);
-  return (pages, blockTable, blockStart, begin, end) => {
+  return ({ pages, pageBytes, slotBytes }, blockTable, blockStart, begin, end) => {
     const at = k.var("i32", begin);
     k.while(at.value.lt(end), () => {
       const position = k.let(blockStart.add(at.value));
@@ -129,17 +129,9 @@ export function blockLoader(k: KernelBuilder, spec: AttentionSpec, keys: Address
       const left = k.let(end.sub(at.value));
       const inPage = k.let(k.i32(pageSize).sub(slot));
       const run = k.let(k.select(inPage.lt(left), inPage, left));
-      const key = k.let(pages.kPages.add(page.mul(pages.kPageBytes)).add(slot.mul(pages.kSlotBytes)));
-      const value = k.let(pages.vPages.add(page.mul(pages.vPageBytes)).add(slot.mul(pages.vSlotBytes)));
-      const to = k.let(at.value.mul(pitch));
-      k.for(0, run, 1, (i) => {
-        const row = k.let(to.add(i.mul(pitch)));
-        decodeRow(k.let(key.add(i.mul(pages.kSlotBytes))), k.let(keys.add(row)));
-      });
-      k.for(0, run, 1, (i) => {
-        const row = k.let(to.add(i.mul(pitch)));
-        decodeRow(k.let(value.add(i.mul(pages.vSlotBytes))), k.let(values.add(row)));
-      });
+      const from = k.let(pages.add(page.mul(pageBytes)).add(slot.mul(slotBytes)));
+      const to = k.let(rows.add(at.value.mul(pitch)));
+      k.for(0, run, 1, (i) => decodeRow(k.let(from.add(i.mul(slotBytes))), k.let(to.add(i.mul(pitch)))));
       at.set(at.value.add(run));
     });
     // What is left there could be a NaN, which a weight of 0 does not hide.
@@ -147,7 +139,7 @@ export function blockLoader(k: KernelBuilder, spec: AttentionSpec, keys: Address
       [begin.and(-4), begin],
       [end, end.add(3).and(-4)],
     ]) {
-      k.for(first.mul(pitch), last.mul(pitch), k.lanes * 4, (row) => k.store("f32v", values.add(row), 0));
+      k.for(first.mul(pitch), last.mul(pitch), k.lanes * 4, (row) => k.store("f32v", rows.add(row), 0));
     }
   };
 }

@@ -2,6 +2,7 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
 import { defineCommand, jsonOption, modelOption, modelWord } from "./defineCommand.ts";
+import { evaluateDocuments } from "./documents.ts";
 import { CommandError, UsageError } from "./exit.ts";
 import { formatInteger, formatRate, formatSeconds } from "./figures.ts";
 import { withEngine } from "./loadEngine.ts";
@@ -14,7 +15,11 @@ export const evaluate = defineCommand({
   description: "perplexity and bits per byte of a text",
   options: {
     MODEL: modelWord,
-    text: { type: "positional", required: false, description: "a UTF-8 file, also .gz; - for standard input" },
+    text: {
+      type: "positional",
+      required: false,
+      description: "a UTF-8 file, also .gz; - for standard input. A line <|endoftext|> ends a document",
+    },
     model: modelOption,
     json: jsonOption,
     window: {
@@ -30,7 +35,7 @@ export const evaluate = defineCommand({
     const text = await readText(file);
     await withEngine(model, readLoadOptions(args), signal, async ({ engine, path }) => {
       const isWatched = process.stderr.isTTY === true;
-      const result = await engine.evaluate(text, {
+      const result = await evaluateDocuments(engine, text, {
         signal,
         ...(window === undefined ? {} : { window }),
         onProgress({ numPredicted, numTokens, meanNll }) {

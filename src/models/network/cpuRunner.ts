@@ -74,6 +74,8 @@ export class CpuRunner implements ModelRunner {
     const { numTokens, numSeqs } = batch;
     if (numTokens > this.#maxTokens)
       throw new ArgumentError(`a batch may have ${this.#maxTokens} tokens, got ${numTokens}`);
+    const copies = this.#copies;
+    this.#copies = [];
     const { buffers } = this.#state;
     let longest = 0;
     for (let s = 0; s < numSeqs; s++) longest = Math.max(longest, batch.kvLens[s]);
@@ -86,7 +88,7 @@ export class CpuRunner implements ModelRunner {
     const commands = this.#commands;
     commands.reset();
     const recorder = { device: this.#device, commands };
-    this.#recordCopies();
+    this.#recordCopies(copies);
     recordDecoder(recorder, this.#state, { numTokens, numLogits });
     const statistics = this.#recordStatistics(numLogits);
     await this.#device.run(commands);
@@ -102,10 +104,10 @@ export class CpuRunner implements ModelRunner {
     await this.#device.close();
   }
 
-  #recordCopies(): void {
+  #recordCopies(copies: readonly PageCopy[]): void {
     const { pages } = this.#state;
-    if (this.#copies.length === 0) return;
-    const host = Int32Array.from(this.#copies.flatMap(({ from, to }) => [from, to]));
+    if (copies.length === 0) return;
+    const host = Int32Array.from(copies.flatMap(({ from, to }) => [from, to]));
     if (this.#copyBuffer === undefined || this.#copyBuffer.numBytes < host.byteLength) {
       if (this.#copyBuffer !== undefined) this.#device.free(this.#copyBuffer);
       this.#copyBuffer = this.#device.allocate(host.byteLength * 2, "page copies");
@@ -116,13 +118,12 @@ export class CpuRunner implements ModelRunner {
     recordCopyPages(
       { device: this.#device, commands: this.#commands },
       {
-        copies: { pointer: this.#copyBuffer.pointer, shape: [this.#copies.length, 2], type: "i32" },
+        copies: { pointer: this.#copyBuffer.pointer, shape: [copies.length, 2], type: "i32" },
         copiesOnHost: host,
-        numCopies: this.#copies.length,
+        numCopies: copies.length,
         buffers: pages.flatMap(buffersOf),
       },
     );
-    this.#copies = [];
   }
 
   /** Records the argmax of each row of logits, and gives the address where it will be. */

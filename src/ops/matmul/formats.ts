@@ -24,6 +24,8 @@ interface Field {
 export interface OpenBlock {
   /** Weights 4 unit .. 4 unit + 3 of sub-block `sub` (32 weights), each as a byte, for all rows of the panel. */
   bytes(sub: number, unit: number): Value<"i8v">;
+  /** The same widened, lower and upper half of the rows; where it is absent, `bytes` is to be widened. */
+  halves?(sub: number, unit: number): readonly [Value<"i16v">, Value<"i16v">];
   /** The factor of group `group` (of `groupSize` weights, counted over the block). */
   scale(group: number): Value<"f32v">;
   /** What is subtracted from each weight of the group; only where `hasMinimum`. */
@@ -48,6 +50,8 @@ export interface QuantizedFormat {
 export interface FieldReader {
   /** Unit `unit` of a 4-byte field. */
   words(field: number, unit: number): Value<"i32v">;
+  /** The bytes of half the rows of a unit of a 4-byte field, widened with sign. */
+  widened(field: number, unit: number, half: 0 | 1): Value<"i16v">;
   /** Unit `unit` of a 2-byte field. */
   halves(field: number, unit: number): Value<"i32v">;
 }
@@ -160,6 +164,7 @@ const q8_0: QuantizedFormat = {
   fields: [halves(0), words(2, 8)],
   open: (k, reader) => ({
     bytes: (_sub, unit) => reader.words(1, unit).as("i8v"),
+    halves: (_sub, unit) => [reader.widened(1, unit, 0), reader.widened(1, unit, 1)],
     scale: () => finiteF16ToF32(k, reader.halves(0, 0)),
     minimum: noMinimum,
   }),
@@ -362,6 +367,8 @@ export function packedOffset(format: QuantizedFormat, field: number, unit: numbe
 export function fieldReader(k: KernelBuilder, format: QuantizedFormat, block: Value<"i32">): FieldReader {
   return {
     words: (field, unit) => k.load("i32v", block, packedOffset(format, field, unit, k.lanes)),
+    widened: (field, unit, half) =>
+      k.load("i8 to i16v", block, packedOffset(format, field, unit, k.lanes) + half * 2 * k.lanes),
     halves: (field, unit) => k.load("u16 to i32v", block, packedOffset(format, field, unit, k.lanes)),
   };
 }

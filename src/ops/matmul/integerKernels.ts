@@ -58,7 +58,7 @@ export const integerDirect = defineKernel({
             return format.open(k, fieldReader(k, format, address));
           });
           for (let sub = 0; sub < subBlocks; sub++) {
-            const source = registerSource(format, blocks, sub);
+            const source = registerSource(k, format, blocks, sub);
             const column = k.let(block.mul(subBlocks).add(sub));
             const blockTokens = rows.map(
               ({ row, metas }): TokenBlock => ({
@@ -75,17 +75,26 @@ export const integerDirect = defineKernel({
   },
 });
 
-function registerSource(format: QuantizedFormat, blocks: readonly OpenBlock[], sub: number): WeightSource {
+function registerSource(
+  k: KernelBuilder,
+  format: QuantizedFormat,
+  blocks: readonly OpenBlock[],
+  sub: number,
+): WeightSource {
   const groups = 32 / format.groupSize;
   return {
     bytes: (panel, unit) => blocks[panel].bytes(sub, unit),
-    halves: (panel, unit) => {
-      const bytes = blocks[panel].bytes(sub, unit);
-      return [bytes.widenLow(), bytes.widenHigh()];
-    },
+    halves: (panel, unit) => widen(k, blocks[panel], sub, unit),
     scale: (panel, group) => blocks[panel].scale(sub * groups + group),
     minimum: (panel, group) => blocks[panel].minimum(sub * groups + group),
   };
+}
+
+function widen(k: KernelBuilder, block: OpenBlock, sub: number, unit: number): readonly [Value<"i16v">, Value<"i16v">] {
+  const halves = block.halves?.(sub, unit);
+  if (halves !== undefined) return halves;
+  const bytes = k.let(block.bytes(sub, unit));
+  return [bytes.widenLow(), bytes.widenHigh()];
 }
 
 /** Bytes of an expanded sub-block of one panel: integers, then scales and minima as f32 vectors. */

@@ -22,5 +22,6 @@ export function checkEmbedding({ numTokens, scale = 1, tokenIds, out }: Embeddin
   if (!Number.isInteger(numTokens) || numTokens < 0)
     throw new ArgumentError(`numTokens must be a whole number, got ${numTokens}`);
   if (!Number.isFinite(scale)) throw new ArgumentError(`scale must be finite, got ${scale}`);
-  if (tokenIds === 0 || out === 0) throw new ArgumentError("tokenIds and out must be addresses, got 0");
+  if (tokenIds === 0) throw new ArgumentError("tokenIds must be an address, got 0");
+  if (out === 0) throw new ArgumentError("out must be an address, got 0");
 }

@@ -14,9 +14,12 @@ export interface GatherRowsArgs {
 }
 
 /** Throws ArgumentError or ShapeError naming the argument that does not fit. */
-export function checkGatherRows({ x, out, columns, numRows }: GatherRowsArgs): void {
+export function checkGatherRows({ x, indices, out, columns, numRows }: GatherRowsArgs): void {
   if (!Number.isInteger(columns) || columns < 1)
     throw new ShapeError(`columns must be a positive integer, got ${columns}`);
   if (!Number.isInteger(numRows) || numRows < 0) throw new ShapeError(`numRows must be a whole number, got ${numRows}`);
+  for (const [name, address] of Object.entries({ x, indices, out })) {
+    if (address === 0) throw new ArgumentError(`${name} must be an address, got 0`);
+  }
   if (x === out) throw new ArgumentError("out must not be x: a row could be overwritten before it is read");
 }

@@ -3,6 +3,8 @@
  * plain data goes over it. What the messages mean is in messages.ts.
  */
 
+import { DeviceError } from "../tensor/errors.ts";
+
 /** What an end of a channel hears. */
 export interface ChannelListener<Message> {
   message(message: Message): void;
@@ -55,6 +57,14 @@ class LocalEnd<Incoming, Outgoing> implements Channel<Incoming, Outgoing> {
   keepAlive(): void {}
 
   async close(): Promise<void> {
+    if (this.#isClosed) return;
     this.#isClosed = true;
+    this.other?.end();
+  }
+
+  end(): void {
+    if (this.#isClosed) return;
+    this.#isClosed = true;
+    this.#listener?.ended(new DeviceError("the other end of the channel was closed"));
   }
 }

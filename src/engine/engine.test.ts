@@ -6,6 +6,7 @@ import { Engine } from "./engine.ts";
 import { serveEngine } from "./host.ts";
 import { logSumExp } from "./logprobs.ts";
 import type { FromWorker, ToWorker } from "./messages.ts";
+import { nextTurn } from "./nextTurn.ts";
 import { LogitsError } from "./sampler.ts";
 import type { GenerateChunk, GenerateRequest } from "./types.ts";
 
@@ -230,6 +231,20 @@ describe("Engine", () => {
     await rejected;
     expect(runner.isClosed).toBe(true);
     await expect(engine.complete({ prompt: "a" })).rejects.toThrow("the engine was closed");
+  });
+
+  it("frees the model when the load is given up before it has ended", async () => {
+    const [handleEnd, hostEnd] = channelPair<FromWorker, ToWorker>();
+    const { promise, resolve } = Promise.withResolvers<ReturnType<typeof alphabetBackend>>();
+    serveEngine(hostEnd, () => promise);
+    const controller = new AbortController();
+    const loading = Engine.connect(handleEnd, "alphabet", { signal: controller.signal });
+    await nextTurn(); // the load is under way
+    controller.abort(new Error("changed my mind"));
+    await expect(loading).rejects.toThrow("changed my mind");
+    const backend = alphabetBackend();
+    resolve(backend);
+    await expect.poll(() => backend.runner.isClosed).toBe(true);
   });
 
   it("tokenises, detokenises and describes", async () => {

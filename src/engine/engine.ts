@@ -92,7 +92,11 @@ export class Engine {
           engine.#onClosed?.();
         },
       });
-      channel.post({ type: "load", model, options: plain });
+      try {
+        channel.post({ type: "load", model, options: plain });
+      } catch (cause) {
+        fail(new ArgumentError("the load options must be plain data, to be sent to the engine's worker", { cause }));
+      }
     });
   }
 

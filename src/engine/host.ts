@@ -29,20 +29,25 @@ type HostChannel = Channel<ToWorker, FromWorker>;
 /** Serves one handle: loads the model it asks for, then runs its requests until it closes. */
 export function serveEngine(channel: HostChannel, loadBackend: LoadBackend): void {
   let host: EngineHost | undefined;
+  let isAbandoned = false;
   const load = async (message: Extract<ToWorker, { type: "load" }>) => {
     const backend = await loadBackend(message.model, message.options, (progress) =>
       channel.post({ type: "progress", progress }),
     );
     host = new EngineHost(channel, backend);
-    channel.post({ type: "loaded", description: backend.description });
+    if (isAbandoned) await host.close();
+    else channel.post({ type: "loaded", description: backend.description });
   };
+  const report = (error: unknown) => channel.post({ type: "broken", error: toPlainError(error) });
   channel.listen({
     message(message) {
-      if (message.type === "load")
-        load(message).catch((error) => channel.post({ type: "broken", error: toPlainError(error) }));
+      if (message.type === "load") load(message).catch(report);
       else host?.receive(message);
     },
-    ended: () => host?.close(),
+    ended() {
+      isAbandoned = true;
+      host?.close().catch(report);
+    },
   });
 }
 

@@ -3,7 +3,13 @@
 import { defineConfig } from "tsdown";
 
 export default defineConfig({
-  entry: ["src/**/*.ts", "!src/**/*.test.ts", "!src/**/fixtures/**"],
+  // What package.json names, and the modules that run as workers; everything else is there because one of these needs it.
+  entry: [
+    "src/index.ts",
+    "src/{attention,cache,engine,models,reference}/index.ts",
+    "src/cli/main.ts",
+    "src/**/worker.{node,web}.ts",
+  ],
   root: "src",
   unbundle: true,
   format: "esm",

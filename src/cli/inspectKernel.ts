@@ -58,7 +58,7 @@ function list(isJson: boolean): void {
 }
 
 async function show(entry: CatalogEntry, args: ParsedOptions): Promise<void> {
-  const tree = entry.tree(readSpec(args.spec, entry.example));
+  const tree = buildTree(entry, readSpec(args.spec, entry.example));
   const bytes = moduleBytes(tree, args["relaxed-simd"] !== false);
   if (args.json === true) {
     console.log(
@@ -72,6 +72,17 @@ async function show(entry: CatalogEntry, args: ParsedOptions): Promise<void> {
     if (process.stdout.isTTY) throw new UsageError("--format wasm writes bytes: send them to a file");
     process.stdout.write(bytes);
   } else process.stdout.write(args.format === "wat" ? await toText(bytes) : printKernel(tree));
+}
+
+function buildTree({ name, example, tree }: CatalogEntry, changes: object): KernelTree {
+  try {
+    return tree(changes);
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new UsageError(`${name} cannot be built for ${JSON.stringify({ ...example, ...changes })}: ${reason}`, {
+      cause,
+    });
+  }
 }
 
 function readSpec(text: unknown, example: object): object {

@@ -1,4 +1,7 @@
-/** Golden cases of attention over pages: the ragged op of JAX, one query a sequence as in vLLM, and JAX's single-token op. */
+/**
+ * Golden cases of attention over pages: the ragged op of JAX, one query a sequence as in vLLM, and JAX's ops with one and with several
+ * queries a sequence. Each is read as one ragged call; attentionOnCpu.ts runs it on the CPU device.
+ */
 import {
   type AttentionBatch,
   type AttentionSpec,
@@ -32,19 +35,23 @@ export interface AttentionCall {
   /** [kv head][page][slot]: one factor for each stored row, JAX's int8 scheme. */
   readonly kRowScales?: NumberArray;
   readonly vRowScales?: NumberArray;
+  /** Rows of the padded result, and which of them each ragged row is; undefined where they are the same. */
+  readonly padded?: { readonly numRows: number; readonly rowOf: readonly number[] };
 }
 
 type Outputs = { readonly out: ArrayLike<number>; readonly lse: ArrayLike<number> };
 
 export async function runAttention(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
   const call = readers[golden.file.op](golden);
-  return target.name === "cpu" ? attentionOnCpu(call, target.device) : onReference(call);
+  const result = target.name === "cpu" ? await attentionOnCpu(call, target.device) : onReference(call);
+  return call.padded ? spread(call, call.padded, result) : result;
 }
 
 const readers: Readonly<Record<string, (golden: GoldenCase) => AttentionCall>> = {
   ragged_paged_attention: readRagged,
   paged_decode: readDecode,
   paged_attention: readSingleToken,
+  multi_queries_paged_attention: readMultipleQueries,
 };
 
 function readRagged(golden: GoldenCase): AttentionCall {
@@ -114,6 +121,39 @@ function readSingleToken(golden: GoldenCase): AttentionCall {
     kRowScales: golden.has("k_scales") ? golden.input("k_scales") : undefined,
     vRowScales: golden.has("v_scales") ? golden.input("v_scales") : undefined,
   };
+}
+
+/** Queries are padded to a rectangle: the effective ones of each sequence make the ragged rows. */
+function readMultipleQueries(golden: GoldenCase): AttentionCall {
+  const call = readSingleToken(golden);
+  const queryLens = golden.integers("effective_q_lens");
+  const [numSeqs, maxQueries] = golden.shape("q");
+  const rowOf = Array.from(queryLens, (queryLen, s) =>
+    Array.from({ length: queryLen }, (_, i) => s * maxQueries + i),
+  ).flat();
+  const queryIndptr = new Int32Array(numSeqs + 1);
+  for (let s = 0; s < numSeqs; s++) queryIndptr[s + 1] = queryIndptr[s] + queryLens[s];
+  const rowSize = call.spec.numQHeads * call.spec.headDim;
+  const q = new Float32Array(rowOf.length * rowSize);
+  for (const [to, from] of rowOf.entries()) q.set(call.q.subarray(from * rowSize, (from + 1) * rowSize), to * rowSize);
+  const batch = { ...call.batch, numRows: rowOf.length, queryIndptr, allowUnseeing: false };
+  return { ...call, q, batch, padded: { numRows: numSeqs * maxQueries, rowOf } };
+}
+
+/** Puts ragged rows where they belong; the others are zeros with lse -infinity. */
+function spread(
+  { spec }: AttentionCall,
+  { numRows, rowOf }: NonNullable<AttentionCall["padded"]>,
+  { out, lse }: Outputs,
+): Outputs {
+  const rowSize = spec.numQHeads * spec.headDim;
+  const allOut = new Float64Array(numRows * rowSize);
+  const allLse = new Float64Array(numRows * spec.numQHeads).fill(-Infinity);
+  for (const [from, to] of rowOf.entries()) {
+    for (let i = 0; i < rowSize; i++) allOut[to * rowSize + i] = out[from * rowSize + i];
+    for (let h = 0; h < spec.numQHeads; h++) allLse[to * spec.numQHeads + h] = lse[from * spec.numQHeads + h];
+  }
+  return { out: allOut, lse: allLse };
 }
 
 function readSpec(golden: GoldenCase): AttentionCall["spec"] {

@@ -1,34 +1,33 @@
 /** Runs the attention call of a golden case on the CPU device. What has no kernel yet is refused, not replaced by something else. */
 import type { CpuDevice, DeviceBuffer } from "../src/devices/index.ts";
 import { type AttentionSpec, CpuAttentionPlan, type PageStorage, recordAttention } from "../src/ops/attention/index.ts";
-import { bf16FromF32, f16FromF32 } from "../src/tensor/index.ts";
+import { bf16FromF32, elementBytes, f16FromF32, f32ToE4m3, f32ToE5m2 } from "../src/tensor/index.ts";
 import type { AttentionCall } from "./attention.ts";
 import type { NumberArray } from "./inputs.ts";
 
-const encoders: Readonly<Record<PageStorage, (values: Float32Array) => Float32Array | Uint16Array>> = {
+const encoders: Readonly<Record<PageStorage, (values: Float32Array) => Float32Array | Uint16Array | Uint8Array>> = {
   f32: (values) => values,
   f16: f16FromF32,
   bf16: bf16FromF32,
+  f8e4m3: (values) => Uint8Array.from(values, f32ToE4m3),
+  f8e5m2: (values) => Uint8Array.from(values, f32ToE5m2),
 };
 
 export async function attentionOnCpu(
   given: AttentionCall,
   device: CpuDevice,
 ): Promise<{ out: Float32Array; lse: Float32Array }> {
-  const { storage } = given;
+  const storage = given.storage.replace("f8_", "f8");
   if (!isPageStorage(storage)) throw new Error(`the cpu has no attention over ${storage} pages yet`);
-  if (given.alibiSlopes) throw new Error("the cpu has no ALiBi yet");
-  if (given.kScale !== undefined || given.vScale !== undefined)
-    throw new Error("the cpu has no k_scale and v_scale yet");
   const call = padHeads(given);
-  const spec: AttentionSpec = { ...call.spec, storage };
+  const spec: AttentionSpec = { ...call.spec, storage, alibi: call.alibiSlopes !== undefined };
   const buffers: DeviceBuffer[] = [];
   const allocate = (numBytes: number, label: string): DeviceBuffer => {
     const buffer = device.allocate(Math.max(numBytes, 64), label);
     buffers.push(buffer);
     return buffer;
   };
-  const upload = (values: Float32Array | Uint16Array, label: string): number => {
+  const upload = (values: Float32Array | Uint16Array | Uint8Array, label: string): number => {
     const buffer = allocate(values.byteLength, label);
     device.u8(buffer).set(new Uint8Array(values.buffer, values.byteOffset, values.byteLength));
     return buffer.pointer;
@@ -36,7 +35,8 @@ export async function attentionOnCpu(
   const plan = new CpuAttentionPlan(device, spec);
   const commands = device.commands();
   try {
-    const encode = (values: NumberArray): Float32Array | Uint16Array => encoders[storage](Float32Array.from(values));
+    const encode = (values: NumberArray): Float32Array | Uint16Array | Uint8Array =>
+      encoders[storage](Float32Array.from(values));
     const kPages = upload(encode(call.kPages), "keys");
     const isCombined = call.vPages === call.kPages;
     const vBase = isCombined ? kPages : upload(encode(call.vPages), "values");
@@ -48,11 +48,14 @@ export async function attentionOnCpu(
     recordAttention({ device, commands }, plan, {
       q,
       kPages,
-      vPages: vBase + call.vOffset * (storage === "f32" ? 4 : 2),
+      vPages: vBase + call.vOffset * elementBytes(storage),
       out: out.pointer,
       lse: lse.pointer,
       kStrides: call.kStrides,
       vStrides: call.vStrides,
+      alibiSlopes: call.alibiSlopes && upload(Float32Array.from(call.alibiSlopes), "slopes"),
+      kScale: call.kScale,
+      vScale: call.vScale,
     });
     await device.run(commands);
     const padded = device.f32(out).slice(0, numHeadRows * spec.headDim);

@@ -10,6 +10,7 @@ const runners: Readonly<Record<string, OpRunner>> = {
   ragged_paged_attention: runAttention,
   paged_decode: runAttention,
   paged_attention: runAttention,
+  multi_queries_paged_attention: runAttention,
   rope: runRope,
   gguf_dequantize: runDequantize,
   cast_from_f32: runCast,

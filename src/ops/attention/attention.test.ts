@@ -7,8 +7,10 @@ import {
   onDevice,
   onReference,
   raggedCase,
+  rounded,
 } from "../../../test/fixtures/attention/ragged.ts";
 import { CpuDevice } from "../../devices/index.ts";
+import { bf16ToF32, e4m3ToF32, e5m2ToF32, f16ToF32 } from "../../tensor/index.ts";
 import type { AttentionSpec } from "./contract.ts";
 
 let device: CpuDevice;
@@ -67,9 +69,52 @@ describe("attention on the cpu equals the reference", () => {
 
   it.each([0.5, 5, 50])("for a soft cap of %f", (softCap) => expectEqualsReference(defaultSpec({ softCap }), mixed));
 
-  it.each(["f16", "bf16"] as const)("for %s pages", (storage) =>
+  it.each(["f16", "bf16", "f8e4m3", "f8e5m2"] as const)("for %s pages", (storage) =>
     expectEqualsReference(defaultSpec({ storage, headDim: 40 }), mixed),
   );
+
+  it.each(["f16", "bf16", "f8e4m3", "f8e5m2"] as const)("for every value of %s pages", async (storage) => {
+    // One key a sequence: out is the value itself, so each code shows what it was read as, infinities and NaN too.
+    const numCodes = storage.startsWith("f8") ? 256 : 65536;
+    const headDim = 256;
+    const lengths = Array.from({ length: numCodes / headDim }, () => ({ queryLen: 1, kvLen: 1 }));
+    const spec = defaultSpec({ storage, headDim, numQHeads: 1, numKvHeads: 1, pageSize: 1 });
+    const given = raggedCase(spec, lengths);
+    const decode = { f16: f16ToF32, bf16: bf16ToF32, f8e4m3: e4m3ToF32, f8e5m2: e5m2ToF32 }[storage];
+    for (let s = 0; s < lengths.length; s++) {
+      const at = given.batch.blockTables[s * given.batch.maxPages] * headDim;
+      for (let d = 0; d < headDim; d++) given.vPages[at + d] = decode(s * headDim + d);
+    }
+    const { out } = await onDevice(device, given);
+    // Encoding saturates the infinities of 8 bits.
+    const expected = rounded(
+      spec,
+      Float32Array.from({ length: numCodes }, (_, code) => decode(code)),
+    );
+    expect(out.findIndex((value, code) => !Object.is(value, expected[code] + 0))).toBe(-1);
+  });
+
+  it.each([undefined, 5])("with ALiBi and a soft cap of %s", async (softCap) => {
+    const spec = defaultSpec({ alibi: true, softCap, splitSize: 32, numQHeads: 6 });
+    const given = { ...raggedCase(spec, mixed), alibiSlopes: Float32Array.of(0.5, 0.25, 0.125, -0.1, 0, 1) };
+    const [got, want] = [await onDevice(device, given, 100), onReference(given)];
+    expect(largestError(got.out, want.out)).toBeLessThan(3e-6);
+    expect(largestError(got.lse, want.lse)).toBeLessThan(2e-6);
+  });
+
+  it("with scales on keys and values", async () => {
+    const given = { ...raggedCase(defaultSpec({ splitSize: 32 }), mixed), kScale: 0.3, vScale: 1.7 };
+    const [got, want] = [await onDevice(device, given, 100), onReference(given)];
+    expect(largestError(got.out, want.out)).toBeLessThan(3e-6);
+    expect(largestError(got.lse, want.lse)).toBeLessThan(2e-6);
+  });
+
+  it("on one thread without shared memory and relaxed SIMD", async () => {
+    const plain = await CpuDevice.create({ threads: 1, sharedMemory: false, relaxedSimd: false });
+    const given = raggedCase(defaultSpec({ storage: "f16", softCap: 8 }), mixed);
+    expect(largestError((await onDevice(plain, given)).out, onReference(given).out)).toBeLessThan(3e-6);
+    await plain.close();
+  });
 
   it("without a causal mask", () => expectEqualsReference(defaultSpec({ causal: false, splitSize: 32 }), mixed, 100));
 

@@ -8,7 +8,7 @@
 import { ArgumentError } from "../../tensor/index.ts";
 
 /** Element type of the key and value pages. */
-export type PageStorage = "f32" | "f16" | "bf16";
+export type PageStorage = "f32" | "f16" | "bf16" | "f8e4m3" | "f8e5m2";
 
 /**
  * The static part of an attention call. Nothing else may cause a compilation.
@@ -30,6 +30,8 @@ export interface AttentionSpec {
   readonly slidingWindow?: number;
   readonly softCap?: number;
   readonly smScale: number;
+  /** Add slope * (t - p) to the logit before the soft cap, a slope for each query head (ALiBi, Press et al. 2021). */
+  readonly alibi?: boolean;
   /** Also write the natural logarithm of the sum of exp(logit), [rows, numQHeads]; -infinity for a row without any key. */
   readonly returnLse?: boolean;
   /**
@@ -40,7 +42,7 @@ export interface AttentionSpec {
 }
 
 /** Keys per chunk where the spec does not say. */
-export const defaultSplitSize = 512;
+export const defaultSplitSize = 256;
 
 /** Distances in elements between pages, between the slots of a page, and between key/value heads. */
 export interface PageStrides {

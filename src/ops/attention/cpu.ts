@@ -36,6 +36,7 @@ export const attentionKernel = defineKernel({
     kPages: "pointer",
     vPages: "pointer",
     blockTables: "pointer",
+    alibiSlopes: "pointer",
     out: "pointer",
     lse: "pointer",
     partialAcc: "pointer",
@@ -49,10 +50,13 @@ export const attentionKernel = defineKernel({
     vPageBytes: "i32",
     vSlotBytes: "i32",
     vHeadBytes: "i32",
+    kScale: "f32",
+    vScale: "f32",
   },
   scratchBytes: (spec: AttentionSpec) => scratchLayout(spec).numBytes,
   build(k, spec, p) {
-    const { headDim, numQHeads, numKvHeads, slidingWindow, softCap, causal, splitSize = defaultSplitSize } = spec;
+    const { headDim, numQHeads, numKvHeads, slidingWindow, softCap, alibi, causal } = spec;
+    const { splitSize = defaultSplitSize } = spec;
     const group = numQHeads / numKvHeads;
     const layout = scratchLayout(spec);
     const pitch = rowPitch(headDim);
@@ -87,7 +91,7 @@ export const attentionKernel = defineKernel({
       };
 
       const queryRow = k.let(p.q.add(row.mul(p.qRowBytes)).add(head.mul(group * headDim * 4)));
-      copyQueries(k, spec, queryRow, p.qRowBytes, q, tokens);
+      copyQueries(k, spec, queryRow, p, q, tokens);
       k.for(0, rows, 1, (r) => {
         initRowState(k, states.add(r.mul(rowState.numBytes)));
         zeroRow(k, headDim, k.let(acc.add(r.mul(pitch))));
@@ -112,10 +116,15 @@ export const attentionKernel = defineKernel({
           const seen = k.let(position.add(token).add(1).sub(blockStart));
           const visibleEnd = causal ? k.let(k.select(seen.lt(end), seen, end)) : end;
           const visibleBegin = slidingWindow === undefined ? k.i32(0) : k.let(seen.sub(slidingWindow));
-          k.for(token.mul(group), token.add(1).mul(group), 1, (r) => {
+          const mask = { needed, begin: visibleBegin, end: visibleEnd };
+          const ownKey = k.let(seen.sub(1));
+          k.for(0, group, 1, (h) => {
+            const r = k.let(token.mul(group).add(h));
             const rowScores = k.let(scores.add(r.mul(keyBlock * 4)));
             const state = k.let(states.add(r.mul(rowState.numBytes)));
-            softmaxRow(k, { softCap }, rowScores, state, { needed, begin: visibleBegin, end: visibleEnd });
+            const slopeAt = p.alibiSlopes.add(head.mul(group).add(h).shl(2));
+            const bias = alibi ? { slope: k.load("f32", slopeAt).mul(scoreUnit(softCap)), ownKey } : undefined;
+            softmaxRow(k, { softCap, bias, mask }, rowScores, state);
           });
         });
         loadBlock(valuePages, blockTable, blockStart, begin, end);
@@ -165,6 +174,7 @@ export const attentionMergeKernel = defineKernel({
     out: "pointer",
     lse: "pointer",
     outRowBytes: "i32",
+    vScale: "f32",
   },
   scratchBytes: ({ headDim }: AttentionSpec) => headDim * 4 + rowState.numBytes,
   build(k, spec, p) {
@@ -198,17 +208,21 @@ export const attentionMergeKernel = defineKernel({
   },
 });
 
+/** The score of a logit of 1: scores are powers of two, but with a soft cap tanh comes before the factor log2 e. */
+function scoreUnit(softCap: number | undefined): number {
+  return softCap === undefined ? Math.LOG2E : 1 / softCap;
+}
+
 /** Rows of a tile in scratch: [token][query head of the group][channel], times the scale of the logits. */
 function copyQueries(
   k: KernelBuilder,
   { headDim, numQHeads, numKvHeads, smScale, softCap }: AttentionSpec,
   queryRow: Address,
-  qRowBytes: Value<"i32">,
+  { qRowBytes, kScale }: { readonly qRowBytes: Value<"i32">; readonly kScale: Value<"f32"> },
   q: Address,
   tokens: Value<"i32">,
 ): void {
-  // With a soft cap tanh comes before the factor log2 e.
-  const scale = softCap === undefined ? smScale * Math.LOG2E : smScale / softCap;
+  const scale = k.let(k.splat(kScale.mul(smScale * scoreUnit(softCap))));
   const group = numQHeads / numKvHeads;
   k.for(0, tokens, 1, (token) => {
     k.for(0, group, 1, (head) => {
@@ -223,7 +237,12 @@ function copyQueries(
 function finishTile(
   k: KernelBuilder,
   { headDim, numQHeads, numKvHeads, returnLse }: AttentionSpec,
-  p: { readonly out: Address; readonly lse: Address; readonly outRowBytes: Value<"i32"> },
+  p: {
+    readonly out: Address;
+    readonly lse: Address;
+    readonly outRowBytes: Value<"i32">;
+    readonly vScale: Value<"f32">;
+  },
   row: Value<"i32">,
   tokens: Value<"i32">,
   head: Value<"i32">,
@@ -236,7 +255,7 @@ function finishTile(
     k.for(0, group, 1, (h) => {
       const { total, state } = totalOf(k.let(token.mul(group).add(h)));
       const lse = returnLse ? k.let(lseRow.add(h.shl(2))) : undefined;
-      finishRow(k, headDim, total, state, k.let(outRow.add(h.mul(headDim * 4))), lse);
+      finishRow(k, headDim, total, state, p.vScale, k.let(outRow.add(h.mul(headDim * 4))), lse);
     });
   });
 }

@@ -27,6 +27,8 @@ const decoders: Readonly<Record<PageStorage, Decoder>> = {
   f32: { elementBytes: 4, rowDecoder: copyF32 },
   f16: { elementBytes: 2, rowDecoder: decodeF16 },
   bf16: { elementBytes: 2, rowDecoder: decodeBf16 },
+  f8e4m3: { elementBytes: 1, rowDecoder: (k, count) => decodeBytes(k, count, (byte) => e4m3ToF32(k, byte)) },
+  f8e5m2: { elementBytes: 1, rowDecoder: (k, count) => decodeBytes(k, count, (byte) => f16ToF32(k, byte.shl(8))) },
 };
 
 function copyF32(k: KernelBuilder, count: number): (from: Address, to: Address) => void {
@@ -73,6 +75,35 @@ function decodeF16(k: KernelBuilder, count: number): (from: Address, to: Address
       });
     });
   };
+}
+
+/** Rows of one byte an element; `decode` gets the bytes 0..255 in each lane. */
+function decodeBytes(
+  k: KernelBuilder,
+  count: number,
+  decode: (bytes: Value<"i32v">) => Value<"f32v">,
+): (from: Address, to: Address) => void {
+  return (from, to) =>
+    forRegisters(k, count, 2, (d, step) => {
+      const bytes = k.let(k.load("i8 to i16v", k.let(from.add(d)), step * k.lanes * 2));
+      const out = k.let(to.add(d.shl(2)));
+      for (const [i, wide] of [bytes.widenLow(), bytes.widenHigh()].entries()) {
+        k.store("f32v", out, decode(k.let(wide.and(0xff))), (2 * step + i) * k.lanes * 4);
+      }
+    });
+}
+
+/** The finite 8-bit float of 4 exponent bits: only 0x7f and 0xff are no numbers. */
+function e4m3ToF32(k: KernelBuilder, byte: Value<"i32v">): Value<"f32v"> {
+  const magnitude = k.let(byte.and(0x7f));
+  const normal = magnitude.shl(20).add(120 << 23);
+  const subnormal = magnitude
+    .toF32()
+    .mul(2 ** -9)
+    .as("i32v");
+  const number = k.let(k.select(magnitude.lt(8), subnormal, normal));
+  const bits = k.let(k.select(magnitude.eq(0x7f), k.all("i32v", 0x7fc00000), number));
+  return bits.or(byte.and(0x80).shl(24)).as("f32v");
 }
 
 /** A loop over `count` elements, `registers` registers a step, a few steps unrolled: `d` is the first element of the unrolled group. */

@@ -27,35 +27,41 @@ function safe(k: KernelBuilder, largest: Value<"f32">): Value<"f32"> {
   return k.let(k.select(largest.eq(-Infinity), k.f32(0), largest));
 }
 
+/** What becomes of a score before the softmax, and which keys of the block the row sees. */
 export interface LogitsTransform {
-  /** The logits are multiplied by cap / log2 e beforehand if there is a soft cap; tanh comes first. */
+  /** The scores are the logits divided by the cap if there is one; tanh comes first, and then the factor cap log2 e. */
   readonly softCap?: number;
+  /** Adds slope * (j - ownKey) to the score of key j; the slope in the units of the scores. */
+  readonly bias?: { readonly slope: Value<"f32">; readonly ownKey: Value<"i32"> };
+  /** Keys outside [begin, end), counted from the block's start, weigh exactly 0. Looked at only where `needed` is not 0. */
+  readonly mask: { readonly needed: Value<"i32">; readonly begin: Value<"i32">; readonly end: Value<"i32"> };
 }
 
 /**
  * Turns the scores of one row into weights 2^(logit - largest), moves the largest logit and the sum on, and leaves in `alpha` what the
- * sums of earlier blocks have to be multiplied with. With a `mask` the keys outside [visibleBegin, visibleEnd), counted from
- * the block's start, weigh exactly 0. A block without any visible key changes nothing.
+ * sums of earlier blocks have to be multiplied with. A block without any visible key changes nothing.
  */
 export function softmaxRow(
   k: KernelBuilder,
-  { softCap }: LogitsTransform,
+  { softCap, bias, mask }: LogitsTransform,
   scores: Address,
   state: Address,
-  mask: { readonly needed: Value<"i32">; readonly begin: Value<"i32">; readonly end: Value<"i32"> },
 ): void {
   const largest = k.var("f32v", -Infinity);
+  const slope = bias && k.let(k.splat(bias.slope));
+  const ownKey = bias && k.let(k.splat(bias.ownKey));
   const scan = (isMasked: boolean): void => {
     const begin = isMasked ? k.let(k.splat(mask.begin)) : undefined;
     const end = isMasked ? k.let(k.splat(mask.end)) : undefined;
     for (let j = 0; j < keyBlock; j += k.lanes) {
       let logits = k.let(k.load("f32v", scores, j * 4));
+      if (slope && ownKey) logits = k.let(k.laneIndices().add(j).sub(ownKey).toF32().fma(slope, logits));
       if (softCap !== undefined) logits = k.let(tanh(k, logits).mul(softCap * Math.LOG2E));
       if (begin && end) {
         const key = k.let(k.laneIndices().add(j));
         logits = k.let(k.select(key.ge(begin).and(key.lt(end)), logits, -Infinity));
       }
-      if (softCap !== undefined || isMasked) k.store("f32v", scores, logits, j * 4);
+      if (softCap !== undefined || bias || isMasked) k.store("f32v", scores, logits, j * 4);
       largest.set(largest.value.max(logits));
     }
   };
@@ -123,18 +129,19 @@ export function zeroRow(k: KernelBuilder, headDim: number, row: Address): void {
   k.for(0, headDim * 4, k.lanes * 4, (d) => k.store("f32v", row.add(d), 0));
 }
 
-/** Writes total / sum to `out`, zeros for a row without any key, and its natural-log lse if asked for. */
+/** Writes vScale * total / sum to `out`, zeros for a row without any key, and its natural-log lse if asked for. */
 export function finishRow(
   k: KernelBuilder,
   headDim: number,
   total: Address,
   state: Address,
+  vScale: Value<"f32">,
   out: Address,
   lse: Address | undefined,
 ): void {
   const sum = k.let(k.load("f32", state, rowState.totalSum));
   const isEmpty = k.let(sum.eq(0));
-  const inverse = k.let(k.splat(k.select(isEmpty, k.f32(0), k.f32(1).div(sum))));
+  const inverse = k.let(k.splat(k.select(isEmpty, k.f32(0), vScale.div(sum))));
   // Adding 0 makes a zero positive whatever the signs of the products that vanished on the way.
   k.for(0, headDim * 4, k.lanes * 4, (d) => {
     k.store("f32v", out.add(d), k.load("f32v", total.add(d)).mul(inverse).add(0));

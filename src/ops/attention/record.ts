@@ -90,6 +90,12 @@ export interface AttentionArgs {
   /** nhdStrides of the spec by default. */
   readonly kStrides?: PageStrides;
   readonly vStrides?: PageStrides;
+  /** [numQHeads] f32; needed if the spec has alibi. */
+  readonly alibiSlopes?: number;
+  /** Factor on the logits, for keys stored divided by it; 1 by default. */
+  readonly kScale?: number;
+  /** Factor on the output, for values stored divided by it; 1 by default. */
+  readonly vScale?: number;
 }
 
 /** Records attention of the planned batch over one layer's pages. Throws ArgumentError naming the argument that does not fit. */
@@ -99,6 +105,9 @@ export function recordAttention({ commands }: Recorder, planned: CpuAttentionPla
   const rowLength = numQHeads * headDim;
   const { lse, qRowStride = rowLength, outRowStride = rowLength } = args;
   if (spec.returnLse && lse === undefined) throw new ArgumentError("lse must be given because the spec has returnLse");
+  if (spec.alibi && args.alibiSlopes === undefined) {
+    throw new ArgumentError("alibiSlopes must be given because the spec has alibi");
+  }
   requireStride("qRowStride", qRowStride, rowLength);
   requireStride("outRowStride", outRowStride, rowLength);
   const { kStrides = nhdStrides(spec), vStrides = nhdStrides(spec) } = args;
@@ -107,6 +116,7 @@ export function recordAttention({ commands }: Recorder, planned: CpuAttentionPla
     out: args.out,
     lse: lse ?? 0,
     outRowBytes: outRowStride * 4,
+    vScale: args.vScale ?? 1,
     partialAcc: planned.pointer("partial sums"),
     partialState: planned.pointer("partial states"),
   };
@@ -116,6 +126,8 @@ export function recordAttention({ commands }: Recorder, planned: CpuAttentionPla
       ...shared,
       items: planned.pointer("items"),
       q: args.q,
+      kScale: args.kScale ?? 1,
+      alibiSlopes: args.alibiSlopes ?? 0,
       kPages: args.kPages,
       vPages: args.vPages,
       blockTables: planned.pointer("block tables"),

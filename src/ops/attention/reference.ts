@@ -14,7 +14,7 @@ export interface AttentionInputs {
   readonly vStrides: PageStrides;
   /** Element of vPages where its first page begins: headDim where keys and values share one array, else 0. */
   readonly vOffset?: number;
-  /** [numQHeads]: adds slope * (t - p) to the logit before the soft cap (ALiBi, Press et al. 2021). */
+  /** [numQHeads]: ALiBi if given. */
   readonly alibiSlopes?: ArrayLike<number>;
   /** Factor on the logits, for keys stored divided by it. */
   readonly kScale?: number;
@@ -29,7 +29,7 @@ export interface AttentionOutputs {
   readonly lse: Float64Array;
 }
 
-export type ReferenceSpec = Omit<AttentionSpec, "storage" | "splitSize" | "returnLse">;
+export type ReferenceSpec = Omit<AttentionSpec, "storage" | "splitSize" | "returnLse" | "alibi">;
 
 /** Attention of every row of the batch. Throws ArgumentError for lengths or page ids that do not fit together. */
 export function attentionReference(

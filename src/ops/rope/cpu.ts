@@ -48,7 +48,10 @@ export const ropeKernel = defineKernel({
   },
 });
 
-/** Device addresses: x [numRows, numHeads, headDim] f32, positions [numRows] i32, table as RopeTable lays it out. */
+/**
+ * Device addresses: x [numRows, numHeads, headDim] f32, positions [numRows] i32, table as RopeTable lays it out. Queries
+ * and keys that lie in one row are one call of all their heads.
+ */
 export interface RopeArgs {
   readonly x: number;
   readonly positions: number;
@@ -58,6 +61,8 @@ export interface RopeArgs {
   readonly numHeads: number;
   /** Elements between the rows of x; numHeads * headDim by default. */
   readonly rowStride?: number;
+  /** The next launch need not wait for this one. */
+  readonly overlap?: boolean;
 }
 
 /** Records the rotation of x in place. Throws ArgumentError naming the argument that does not fit. */
@@ -75,6 +80,6 @@ export function recordRope({ device, commands }: Recorder, spec: RopeSpec, args:
     device.compile(ropeKernel, { headDim, rotaryDim, style }),
     { x: args.x, positions: args.positions, table: args.table, rowStride, numHeads },
     numRows,
-    { grain: Math.max(1, Math.floor(2048 / (numHeads * rotaryDim))) },
+    { grain: Math.max(1, Math.floor(2048 / (numHeads * rotaryDim))), overlap: args.overlap },
   );
 }

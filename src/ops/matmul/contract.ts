@@ -55,11 +55,12 @@ export function checkMatmul(args: MatmulArgs): void {
   const { weight, numTokens, outStride = weight.rows } = args;
   if (!Number.isInteger(numTokens) || numTokens < 0)
     throw new ArgumentError(`numTokens must be a whole number, got ${numTokens}`);
-  if (outStride < weight.rows)
+  if (!Number.isInteger(outStride) || outStride < weight.rows)
     throw new ShapeError(`outStride must be at least the ${weight.rows} rows of ${weight.name}, got ${outStride}`);
   if (args.activations === 0)
     throw new ArgumentError(`activations of ${weight.name} were not prepared for ${weight.arithmetic} arithmetic`);
-  if (args.out === 0) throw new ArgumentError(`out of ${weight.name} must not be 0`);
+  if (args.out === 0) throw new ArgumentError(`out of ${weight.name} must be an address, got 0`);
+  if (args.bias === 0) throw new ArgumentError(`bias of ${weight.name} must be an address or left out, got 0`);
 }
 
 /** Throws ShapeError when a matrix of this shape cannot be stored in this type. */

@@ -20,7 +20,7 @@ describe("the reference", () => {
 });
 
 /** The most that rounding moves an activation, as a part of the largest magnitude in its block of 32. */
-const rounding: Readonly<Record<string, number>> = { f32: 0, i16: 1 / (2 * 32767), i8: 1 / (2 * 127), u7: 1 / 127 };
+const rounding: Readonly<Record<Arithmetic, number>> = { f32: 0, i16: 1 / (2 * 32767), i8: 1 / (2 * 127) };
 
 /**
  * The most that the product of a row and a token may be off: each activation by half a step of its block of 32, and the sums of f32 by
@@ -41,7 +41,7 @@ function errorBound(weights: Float32Array, x: Float32Array, arithmetic: Arithmet
 }
 
 /** Root of the mean square error against that of the result, for normal activations: what to expect, where the bound is the worst. */
-const typicalError: Readonly<Record<string, number>> = { f32: 5e-7, i16: 3e-5, i8: 7e-3, u7: 1.2e-2 };
+const typicalError: Readonly<Record<Arithmetic, number>> = { f32: 5e-7, i16: 3e-5, i8: 7e-3 };
 
 const devices: readonly (readonly [string, CpuDeviceOptions])[] = [
   ["1 thread, plain SIMD", { threads: 1, relaxedSimd: false }],
@@ -83,18 +83,20 @@ describe.each(devices)("matmul on %s", (_name, options) => {
     const weight = await packed(test, storedMatrix(type, precision, columns));
     const x = normals(numTokens * columns, 4);
     const together = bitsOf(await product(test, weight, x));
-    // Every number of tokens, from the first one on and up to the last one: every kernel and every place in a tile.
+    // Every number of tokens, and the last tokens as the first of their own batch: every kernel and every place in a tile.
     for (let n = 1; n < numTokens; n++) {
       const first = bitsOf(await product(test, weight, x.subarray(0, n * columns)));
-      const last = bitsOf(await product(test, weight, x.subarray((numTokens - n) * columns)));
       expect(
         first.every((word, i) => word === together[i]),
         `the first ${n}`,
       ).toBe(true);
-      expect(
-        last.every((word, i) => word === together[(numTokens - n) * rows + i]),
-        `the last ${n}`,
-      ).toBe(true);
+      if (n <= 5) {
+        const last = bitsOf(await product(test, weight, x.subarray((numTokens - n) * columns)));
+        expect(
+          last.every((word, i) => word === together[(numTokens - n) * rows + i]),
+          `the last ${n}`,
+        ).toBe(true);
+      }
       test.clear();
     }
   });

@@ -74,10 +74,10 @@ function isPageStorage(storage: string): storage is PageStorage {
   return storage in encoders;
 }
 
-/** Heads of another dimension than a multiple of 8 get channels of zeros, as every caller of the kernel has to do. */
+/** Heads of another dimension than a multiple of 4 get channels of zeros, as every caller of the kernel has to do. */
 function padHeads(call: AttentionCall): AttentionCall {
   const { headDim } = call.spec;
-  const padded = Math.ceil(headDim / 8) * 8;
+  const padded = Math.ceil(headDim / 4) * 4;
   if (padded === headDim) return call;
   if (call.vOffset !== 0) throw new Error(`combined pages with headDim ${headDim} cannot be padded`);
   const pad = (values: NumberArray): Float32Array => {

@@ -43,7 +43,7 @@ const mixed: readonly Lengths[] = [
 ];
 
 describe("attention on the cpu equals the reference", () => {
-  it.each([8, 24, 40, 64, 80, 96, 120, 128, 192, 240, 256])("for head dimension %i", (headDim) =>
+  it.each([4, 8, 20, 24, 40, 64, 80, 96, 120, 128, 192, 240, 256])("for head dimension %i", (headDim) =>
     expectEqualsReference(defaultSpec({ headDim }), mixed),
   );
 

@@ -4,7 +4,7 @@ import { type AttentionBatch, type AttentionSpec, validateAttentionBatch, valida
 
 describe("the spec", () => {
   it.each<[Partial<AttentionSpec>, string]>([
-    [{ headDim: 20 }, "headDim must be a multiple of 8, got 20"],
+    [{ headDim: 22 }, "headDim must be a multiple of 4, got 22"],
     [{ headDim: 264 }, "headDim must be an integer from 1 to 256, got 264"],
     [{ numQHeads: 5 }, "numQHeads must be a multiple of numKvHeads = 2, got 5"],
     [{ numKvHeads: 0 }, "numKvHeads must be an integer of at least 1, got 0"],

@@ -17,7 +17,7 @@ export type PageStorage = "f32" | "f16" | "bf16" | "f8e4m3" | "f8e5m2";
  * -infinity where the key is not visible. Query head h reads key/value head floor(h / (numQHeads / numKvHeads)).
  */
 export interface AttentionSpec {
-  /** Channels per head: a multiple of 8, at most 256. */
+  /** Channels per head: a multiple of 4, at most 256. */
   readonly headDim: number;
   readonly numQHeads: number;
   readonly numKvHeads: number;
@@ -92,7 +92,7 @@ export interface AttentionBatch {
 export function validateAttentionSpec(spec: AttentionSpec): void {
   const { headDim, numQHeads, numKvHeads, pageSize, slidingWindow, softCap, splitSize, smScale } = spec;
   requireInteger("headDim", headDim, 1, 256);
-  if (headDim % 8 !== 0) throw new ArgumentError(`headDim must be a multiple of 8, got ${headDim}`);
+  if (headDim % 4 !== 0) throw new ArgumentError(`headDim must be a multiple of 4, got ${headDim}`);
   requireInteger("numKvHeads", numKvHeads, 1);
   requireInteger("numQHeads", numQHeads, 1);
   if (numQHeads % numKvHeads !== 0) {

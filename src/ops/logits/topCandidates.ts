@@ -40,7 +40,8 @@ function candidateList(k: KernelBuilder, numCandidates: number): CandidateList {
     clear() {
       // Nothing is larger than the entry before the first, so that the search for the place ends there.
       k.store("f32", k.scratch, Infinity);
-      k.for(first, end, ENTRY_BYTES, (entry) => {
+      k.for(0, numCandidates * ENTRY_BYTES, ENTRY_BYTES, (offset) => {
+        const entry = k.let(first.add(offset));
         k.store("f32", entry, -Infinity);
         k.store("i32", entry, -1, ENTRY_TOKEN);
       });
@@ -119,7 +120,9 @@ export const mergeCandidatesKernel = defineKernel({
     k.forTasks((row) => {
       list.clear();
       const entries = k.let(p.workspace.add(row.mul(rowBytes)));
-      k.for(entries, k.let(entries.add(rowBytes)), ENTRY_BYTES, (entry) => {
+      // Loops compare signed numbers, and addresses beyond 2 GiB are negative ones: count the offset.
+      k.for(0, rowBytes, ENTRY_BYTES, (offset) => {
+        const entry = k.let(entries.add(offset));
         const value = k.let(k.load("f32", entry));
         k.if(value.gt(list.threshold), () => list.insert(value, k.let(k.load("i32", entry, ENTRY_TOKEN))));
       });

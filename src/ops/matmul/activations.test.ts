@@ -70,6 +70,20 @@ describe.each(featureSets)("quantised activations with %s", (_name, features) =>
       expect([block.scale, ...block.negativeSums, block.negativeSumAll].map(Math.abs)).toEqual([0, 0, 0, 0]);
     });
 
+    it("too small to divide by count as zeros", () => {
+      const [block] = quantized(new Float32Array(activationBlock).fill(1e-38), activationBlock);
+      expect(block.integers.every((integer) => integer === 0)).toBe(true);
+      expect([block.scale, ...block.negativeSums, block.negativeSumAll].every(Number.isFinite)).toBe(true);
+    });
+
+    it.each([Number.NaN, Number.POSITIVE_INFINITY])("with %f somewhere have no finite scale", (bad) => {
+      for (const at of [0, 5, 31]) {
+        const x = normals(activationBlock, 7);
+        x[at] = bad;
+        expect(quantized(x, activationBlock)[0].scale).toBeNaN();
+      }
+    });
+
     it("do not depend on the other blocks", () => {
       const x = normals(96, 3);
       const together = quantized(x, 96);

@@ -69,7 +69,8 @@ function quantizeBlock(
   const x = Array.from({ length: vectors }, (_, i) => k.let(k.load("f32v", source, i * k.lanes * 4)));
   const magnitude = x.map((v) => v.abs()).reduce((a, b) => k.let(a.max(b)));
   const absMax = k.let(k.maxLanes(magnitude));
-  const inverse = k.splat(k.let(k.select(absMax.gt(0), k.f32(largest).div(absMax), 0)));
+  // Below 2^-100 a block counts as zero: largest / absMax must stay finite.
+  const inverse = k.splat(k.let(k.select(absMax.gt(2 ** -100), k.f32(largest).div(absMax), 0)));
   const rounded = x.map((v) => k.let(v.mul(inverse).nearest()));
   const integerVectors = rounded.map((v) => v.truncate());
   const narrowed: Value<"i16v">[] = [];
@@ -83,7 +84,9 @@ function quantizeBlock(
       k.store("i8v", integers, narrowed[i].narrow(narrowed[i + 1]), (i / 2) * k.lanes * 4);
     }
   }
-  const scale = k.let(absMax.div(largest));
+  // NaN and infinity would vanish in maxima and integers: x - x is 0 for all but them, and makes the block's scale NaN.
+  const poison = k.sumLanes(x.map((v) => v.sub(v)).reduce((a, b) => k.let(a.add(b))));
+  const scale = k.let(absMax.div(largest).add(poison));
   // The sums are integers below 2^24, so their order does not matter.
   const sumOf = (from: number, to: number): Value<"f32"> =>
     k.sumLanes(rounded.slice(from, to).reduce((a, b) => k.let(a.add(b))));

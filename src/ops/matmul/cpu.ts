@@ -53,6 +53,11 @@ export function recordPackRows(
 ): void {
   if (firstRow % rowsPerPanel !== 0)
     throw new ArgumentError(`firstRow must be a multiple of ${rowsPerPanel}, got ${firstRow}`);
+  if (!Number.isInteger(numRows) || numRows < 0 || firstRow < 0 || firstRow + numRows > weight.rows) {
+    throw new ArgumentError(
+      `rows ${firstRow} to ${firstRow + numRows} must lie within the ${weight.rows} rows of ${weight.name}`,
+    );
+  }
   const { type, columns } = weight;
   const out = weight.pointer + (firstRow / lanes) * panelBytes(type, columns, lanes);
   const kernel = device.compile(packPanels, { type, columns });
@@ -85,8 +90,9 @@ export class ActivationWorkspace {
 
   /** Records the quantisation of x (f32 [numTokens, columns]) in every form that a consumer wants. */
   record({ commands }: Recorder, x: number, numTokens: number): PreparedActivations {
-    if (numTokens > this.capacity)
-      throw new ArgumentError(`numTokens must be at most ${this.capacity}, got ${numTokens}`);
+    if (!Number.isInteger(numTokens) || numTokens < 0 || numTokens > this.capacity) {
+      throw new ArgumentError(`numTokens must be a whole number up to ${this.capacity}, got ${numTokens}`);
+    }
     const forms = { f32: x, i8: 0, i16: 0 };
     for (const [arithmetic, buffer] of this.#buffers) {
       const kernel = this.#device.compile(quantizeActivations, { arithmetic, columns: this.columns });
@@ -150,7 +156,7 @@ interface KernelChoice {
 function chooseKernel({ arithmetic }: WeightMatrix, numTokens: number): KernelChoice {
   if (arithmetic === "f32")
     return { kernel: f32Expanded, tile: numTokens < 4 ? { tokens: 1, panels: 4 } : { tokens: 4, panels: 2 } };
-  if (numTokens === 1) return { kernel: integerDirect, tile: { tokens: 1, panels: 1 } };
+  if (numTokens === 1) return { kernel: integerDirect, tile: { tokens: 1, panels: arithmetic === "i16" ? 2 : 4 } };
   if (numTokens === 2) return { kernel: integerDirect, tile: { tokens: 2, panels: 2 } };
   if (numTokens <= 4) return { kernel: integerDirect, tile: { tokens: 4, panels: 2 } };
   return { kernel: integerExpanded, tile: { tokens: 4, panels: arithmetic === "i16" ? 1 : 2 } };

@@ -363,10 +363,17 @@ export function packedOffset(format: QuantizedFormat, field: number, unit: numbe
   return (before + unit * format.fields[field].unitBytes) * lanes;
 }
 
-/** A reader of the packed block at an address. Loads are not kept: the caches are near and registers are few. */
+/** A reader of the packed block at an address. It keeps the last words of each field: the two nibbles of a byte are asked for in turn. */
 export function fieldReader(k: KernelBuilder, format: QuantizedFormat, block: Value<"i32">): FieldReader {
+  const last = new Map<number, { readonly unit: number; readonly words: Value<"i32v"> }>();
   return {
-    words: (field, unit) => k.load("i32v", block, packedOffset(format, field, unit, k.lanes)),
+    words: (field, unit) => {
+      const kept = last.get(field);
+      if (kept?.unit === unit) return kept.words;
+      const words = k.let(k.load("i32v", block, packedOffset(format, field, unit, k.lanes)));
+      last.set(field, { unit, words });
+      return words;
+    },
     widened: (field, unit, half) =>
       k.load("i8 to i16v", block, packedOffset(format, field, unit, k.lanes) + half * 2 * k.lanes),
     halves: (field, unit) => k.load("u16 to i32v", block, packedOffset(format, field, unit, k.lanes)),

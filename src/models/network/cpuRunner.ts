@@ -30,6 +30,8 @@ export class CpuRunner implements ModelRunner {
   readonly #ropes: readonly RopeRows[];
   #statistics: DeviceBuffer | undefined;
   #copies: PageCopy[] = [];
+  /** Of the recording in `#commands`; undefined when it must not be run again. */
+  #lastKey: string | undefined;
   #copyBuffer: DeviceBuffer | undefined;
 
   /** Takes the device and the weights over: `close` closes the device. */
@@ -85,12 +87,18 @@ export class CpuRunner implements ModelRunner {
     const numLogits = batch.logitsRows.length;
     buffers.reserveLogits(numLogits);
 
+    const statistics = this.#reserveStatistics(numLogits);
     const commands = this.#commands;
-    commands.reset();
-    const recorder = { device: this.#device, commands };
-    this.#recordCopies(copies);
-    recordDecoder(recorder, this.#state, { numTokens, numLogits });
-    const statistics = this.#recordStatistics(numLogits);
+    const key = copies.length > 0 ? undefined : this.#recordingKey(numTokens, numLogits, statistics);
+    // Most steps of a steady decode differ in the contents of buffers only: the last recording is then run again.
+    if (key === undefined || key !== this.#lastKey) {
+      this.#lastKey = undefined;
+      commands.reset();
+      this.#recordCopies(copies);
+      recordDecoder({ device: this.#device, commands }, this.#state, { numTokens, numLogits });
+      this.#recordStatistics(numLogits, statistics);
+      this.#lastKey = key;
+    }
     await this.#device.run(commands);
     return {
       numRows: numLogits,
@@ -126,15 +134,25 @@ export class CpuRunner implements ModelRunner {
     );
   }
 
-  /** Records the argmax of each row of logits, and gives the address where it will be. */
-  #recordStatistics(numRows: number): number {
+  /** All that a recording depends on besides the contents of buffers. */
+  #recordingKey(numTokens: number, numLogits: number, statistics: number): string {
+    const pointers = [this.#state.buffers.logits, statistics, ...this.#ropes.map((rope) => rope.pointer)];
+    return [numTokens, numLogits, ...pointers, ...this.#plans.map((plan) => plan.recordingKey)].join();
+  }
+
+  /** Room for the argmax, the maximum and the working memory of each row; gives its address. */
+  #reserveStatistics(numRows: number): number {
     const words = Math.max(1, numRows) * (2 + rowStatisticsWords(this.vocabSize));
     if (this.#statistics === undefined || this.#statistics.numBytes < words * 4) {
       if (this.#statistics !== undefined) this.#device.free(this.#statistics);
       this.#statistics = this.#device.allocate(words * 4, "logit statistics");
     }
-    const { pointer } = this.#statistics;
-    if (numRows === 0) return pointer;
+    return this.#statistics.pointer;
+  }
+
+  /** Records the argmax of each row of logits, which will be at `pointer`. */
+  #recordStatistics(numRows: number, pointer: number): void {
+    if (numRows === 0) return;
     recordRowStatistics(
       { device: this.#device, commands: this.#commands },
       { withLogSumExp: false },
@@ -149,7 +167,6 @@ export class CpuRunner implements ModelRunner {
         },
       },
     );
-    return pointer;
   }
 }
 

@@ -94,7 +94,7 @@ function recordAttentionBlock(recorder: Recorder, state: DecoderState, layer: nu
   }
   const rope = state.ropes[layer];
   const rotation = { positions: buffers.rotationRows(rope), table: rope.pointer, numRows: numTokens };
-  recordRope(recorder, rope.spec, { ...rotation, x: buffers.q, numHeads: numAttentionHeads });
+  recordRope(recorder, rope.spec, { ...rotation, x: buffers.q, numHeads: numAttentionHeads, overlap: true });
   recordRope(recorder, rope.spec, { ...rotation, x: buffers.k, numHeads: numKvHeads });
   const pages = state.pages[layer];
   recordAppendKv(

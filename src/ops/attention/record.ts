@@ -52,6 +52,13 @@ export class CpuAttentionPlan {
     return this.#buffers.get(name)?.pointer ?? 0;
   }
 
+  /** Changes whenever a call recorded before `update` would differ from one recorded after: equal keys let a recording be run again. */
+  get recordingKey(): string {
+    const { numItems, numMerges, batch } = this.plan;
+    const pointers = [...this.#buffers.values()].map(({ pointer }) => pointer);
+    return [numItems, numMerges, batch.maxPages, ...pointers].join();
+  }
+
   /** Gives the device memory back. */
   release(): void {
     for (const buffer of this.#buffers.values()) this.device.free(buffer);

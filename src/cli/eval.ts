@@ -2,7 +2,6 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
 import { defineCommand, jsonOption, modelOption, modelWord } from "./defineCommand.ts";
-import { evaluateDocuments } from "./documents.ts";
 import { CommandError, UsageError } from "./exit.ts";
 import { formatInteger, formatRate, formatSeconds } from "./figures.ts";
 import { withEngine } from "./loadEngine.ts";
@@ -35,7 +34,7 @@ export const evaluate = defineCommand({
     const text = await readText(file);
     await withEngine(model, readLoadOptions(args), signal, async ({ engine, path }) => {
       const isWatched = process.stderr.isTTY === true;
-      const result = await evaluateDocuments(engine, text, {
+      const result = await engine.evaluate(text, {
         signal,
         ...(window === undefined ? {} : { window }),
         onProgress({ numPredicted, numTokens, meanNll }) {

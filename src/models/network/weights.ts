@@ -8,7 +8,7 @@ import {
   type ActivationPrecision,
   allocateWeightMatrix,
   recordPackRows,
-  rowsPerPanel,
+  rowsPerPanelGroup,
   type WeightMatrix,
 } from "../../ops/matmul/index.ts";
 import { dequantize, FormatError, formatShape, sameShape } from "../../tensor/index.ts";
@@ -102,7 +102,10 @@ class Packer {
   async pack(entry: TensorEntry, weight: WeightMatrix, onBytes: (bytes: number) => void): Promise<void> {
     const { rows } = weight;
     const rowBytes = entry.numBytes / rows;
-    const rowsAtOnce = Math.max(rowsPerPanel, Math.floor(stagingBytes / rowBytes / rowsPerPanel) * rowsPerPanel);
+    const rowsAtOnce = Math.max(
+      rowsPerPanelGroup,
+      Math.floor(stagingBytes / rowBytes / rowsPerPanelGroup) * rowsPerPanelGroup,
+    );
     this.#reserve(rowsAtOnce * rowBytes);
     const commands = this.#device.commands();
     const read = (firstRow: number, slot: number): Promise<void> => {

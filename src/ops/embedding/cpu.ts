@@ -3,7 +3,7 @@
 import { defineKernel } from "../../kernels/index.ts";
 import type { WeightType } from "../../tensor/index.ts";
 import { expandPanel } from "../matmul/f32Kernels.ts";
-import { panelBytes } from "../matmul/kernelParts.ts";
+import { panelStart } from "../matmul/panels.ts";
 import type { Recorder } from "../recorder.ts";
 import { checkEmbedding, type EmbeddingArgs } from "./contract.ts";
 
@@ -21,7 +21,7 @@ export const embeddingKernel = defineKernel({
     k.forTasks((token) => {
       const row = k.let(k.load("i32", p.tokenIds.add(token.mul(4))));
       const panel = k.let(row.divU(k.lanes));
-      expandPanel(k, spec, k.let(p.table.add(panel.mul(panelBytes(spec.type, spec.columns, k.lanes)))), k.scratch);
+      expandPanel(k, spec, panelStart(k, spec, p.table, panel), { pointer: k.scratch, stride: k.lanes * 4 });
       const lane = k.let(k.scratch.add(row.sub(panel.mul(k.lanes)).mul(4)));
       const out = k.let(p.out.add(token.mul(spec.columns * 4)));
       k.for(0, spec.columns, 1, (column) => {

@@ -14,12 +14,11 @@ import {
 } from "./contract.ts";
 import { f32Expanded } from "./f32Kernels.ts";
 import { integerDirect, integerExpanded } from "./integerKernels.ts";
-import { type MatmulSpec, panelBytes } from "./kernelParts.ts";
+import type { MatmulSpec } from "./kernelParts.ts";
 import { packPanels } from "./pack.ts";
+import { numPanels, panelBytes, panelsPerGroup } from "./panels.ts";
 
 const lanes = 4;
-/** Panels are padded to this many, so that every register tile has whole groups. */
-const panelMultiple = 4;
 
 export interface WeightMatrixOptions {
   readonly name: string;
@@ -29,21 +28,19 @@ export interface WeightMatrixOptions {
   readonly precision: ActivationPrecision;
 }
 
-const numPanels = (rows: number): number => Math.ceil(rows / (lanes * panelMultiple)) * panelMultiple;
-
 /** Room for a weight matrix; `recordPackRows` fills it. */
 export function allocateWeightMatrix(device: CpuDevice, options: WeightMatrixOptions): WeightMatrix {
   const { name, type, rows, columns, precision } = options;
   checkWeightShape(name, type, rows, columns);
-  const numBytes = numPanels(rows) * panelBytes(type, columns, lanes);
+  const numBytes = numPanels(rows, lanes) * panelBytes({ type, columns }, lanes);
   const buffer = device.allocate(numBytes, name);
   return { name, type, rows, columns, pointer: buffer.pointer, numBytes, arithmetic: arithmeticFor(type, precision) };
 }
 
 /** Rows that are packed together: a chunk of rows of a file must begin at a multiple of this. */
-export const rowsPerPanel = lanes;
+export const rowsPerPanelGroup = lanes * panelsPerGroup;
 
-/** Packs `numRows` rows, stored at `source` as in the file, from row `firstRow` on (a multiple of `rowsPerPanel`). */
+/** Packs `numRows` rows, stored at `source` as in the file, from row `firstRow` on (a multiple of `rowsPerPanelGroup`). */
 export function recordPackRows(
   { device, commands }: Recorder,
   weight: WeightMatrix,
@@ -51,17 +48,17 @@ export function recordPackRows(
   firstRow: number,
   numRows: number,
 ): void {
-  if (firstRow % rowsPerPanel !== 0)
-    throw new ArgumentError(`firstRow must be a multiple of ${rowsPerPanel}, got ${firstRow}`);
+  if (firstRow % rowsPerPanelGroup !== 0)
+    throw new ArgumentError(`firstRow must be a multiple of ${rowsPerPanelGroup}, got ${firstRow}`);
   if (!Number.isInteger(numRows) || numRows < 0 || firstRow < 0 || firstRow + numRows > weight.rows) {
     throw new ArgumentError(
       `rows ${firstRow} to ${firstRow + numRows} must lie within the ${weight.rows} rows of ${weight.name}`,
     );
   }
   const { type, columns } = weight;
-  const out = weight.pointer + (firstRow / lanes) * panelBytes(type, columns, lanes);
+  const out = weight.pointer + (firstRow / lanes) * panelBytes({ type, columns }, lanes);
   const kernel = device.compile(packPanels, { type, columns });
-  commands.launch(kernel, { source, out, rows: numRows }, Math.ceil(numRows / lanes), { grain: 16 });
+  commands.launch(kernel, { source, out, rows: numRows }, numPanels(numRows, lanes), { grain: 16 });
 }
 
 /** Activations in the forms that some weights want: addresses, 0 where a form was not asked for. */
@@ -126,7 +123,7 @@ export function recordMatmul(
     hasBias: args.bias !== undefined,
     accumulate: args.accumulate === true,
   };
-  const numGroups = numPanels(weight.rows) / tile.panels;
+  const numGroups = numPanels(weight.rows, lanes) / tile.panels;
   const tokenBlock = Math.ceil(numTokens / tile.tokens) * tile.tokens;
   commands.launch(
     device.compile(kernel, spec),
@@ -156,7 +153,7 @@ interface KernelChoice {
 function chooseKernel({ arithmetic }: WeightMatrix, numTokens: number): KernelChoice {
   if (arithmetic === "f32")
     return { kernel: f32Expanded, tile: numTokens < 4 ? { tokens: 1, panels: 4 } : { tokens: 4, panels: 2 } };
-  if (numTokens === 1) return { kernel: integerDirect, tile: { tokens: 1, panels: arithmetic === "i16" ? 2 : 4 } };
+  if (numTokens === 1) return { kernel: integerDirect, tile: { tokens: 1, panels: 4 } };
   if (numTokens === 2) return { kernel: integerDirect, tile: { tokens: 2, panels: 2 } };
   if (numTokens <= 4) return { kernel: integerDirect, tile: { tokens: 4, panels: 2 } };
   return { kernel: integerExpanded, tile: { tokens: 4, panels: arithmetic === "i16" ? 1 : 2 } };

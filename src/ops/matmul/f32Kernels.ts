@@ -6,15 +6,8 @@
 import { bf16ToF32, defineKernel, f16ToF32, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type WeightType, weightBlock } from "../../tensor/index.ts";
 import { forBlocks, numSubBlocks, type OpenBlock, type QuantizedFormat, quantizedFormat } from "./formats.ts";
-import {
-  forTasks,
-  forTokenTiles,
-  type MatmulSpec,
-  matmulParams,
-  panelBytes,
-  storeTile,
-  zeroSums,
-} from "./kernelParts.ts";
+import { forTasks, forTokenTiles, type MatmulSpec, matmulParams, storeTile, zeroSums } from "./kernelParts.ts";
+import { panelBlockStride, panelStart, panelsPerGroup } from "./panels.ts";
 
 export const f32Expanded = defineKernel({
   name: "matmulF32",
@@ -22,23 +15,22 @@ export const f32Expanded = defineKernel({
   scratchBytes: (spec: MatmulSpec, target) => (spec.type === "F32" ? 0 : spec.columns * spec.panels * target.lanes * 4),
   build(k, spec: MatmulSpec, p) {
     const vector = k.lanes * 4;
-    const expandedPanel = spec.columns * vector;
+    // Vectors of a column lie side by side, those of the tile's panels in scratch memory, those of a whole group where they are stored.
+    const columnBytes = vector * (spec.type === "F32" ? panelsPerGroup : spec.panels);
     forTasks(k, spec, p, (panel, from, to) => {
       const isStoredExpanded = spec.type === "F32";
       if (!isStoredExpanded) {
         for (let index = 0; index < spec.panels; index++) {
-          const source = k.let(p.weights.add(panel.add(index).mul(panelBytes(spec.type, spec.columns, k.lanes))));
-          expandPanel(k, spec, source, k.let(k.scratch.add(index * expandedPanel)));
+          const source = panelStart(k, spec, p.weights, k.let(panel.add(index)));
+          expandPanel(k, spec, source, { pointer: k.let(k.scratch.add(index * vector)), stride: columnBytes });
         }
       }
-      const panelStart = isStoredExpanded ? k.let(p.weights.add(panel.mul(expandedPanel))) : k.scratch;
+      const start = isStoredExpanded ? panelStart(k, spec, p.weights, panel) : k.scratch;
       forTokenTiles(k, spec, from, to, (tokens, first) => {
         const sums = zeroSums(k, spec);
         const rows = tokens.map((token) => k.let(p.activations.add(token.mul(spec.columns * 4))));
         const step = (weights: Value<"i32">, x: readonly Value<"i32">[], column: number): void => {
-          const loaded = sums.map((_, index) =>
-            k.let(k.load("f32v", weights, index * expandedPanel + column * vector)),
-          );
+          const loaded = sums.map((_, index) => k.let(k.load("f32v", weights, column * columnBytes + index * vector)));
           x.forEach((address, t) => {
             const activation = k.let(k.loadSplatF32(address, column * 4));
             sums.forEach((row, index) => {
@@ -48,38 +40,38 @@ export const f32Expanded = defineKernel({
         };
         const unrolled = spec.columns - (spec.columns % 4);
         k.for(0, unrolled, 4, (column) => {
-          const weights = k.let(panelStart.add(column.mul(vector)));
+          const weights = k.let(start.add(column.mul(columnBytes)));
           const x = rows.map((row) => k.let(row.add(column.mul(4))));
           for (let c = 0; c < 4; c++) step(weights, x, c);
         });
-        for (let c = unrolled; c < spec.columns; c++) step(panelStart, rows, c);
+        for (let c = unrolled; c < spec.columns; c++) step(start, rows, c);
         storeTile(k, spec, p, panel, tokens, first, to, sums);
       });
     });
   },
 });
 
-/** A panel at `source` as f32 vectors at `target`: [columns][lanes]. */
+/** A panel at `source` as f32 vectors, one for each column, `target.stride` bytes apart. */
 export function expandPanel(
   k: KernelBuilder,
   { type, columns }: { readonly type: WeightType; readonly columns: number },
   source: Value<"i32">,
-  target: Value<"i32">,
+  target: { readonly pointer: Value<"i32">; readonly stride: number },
 ): void {
-  const vector = k.lanes * 4;
   const format = quantizedFormat(type);
   if (format !== undefined) {
     forBlocks(k, type, columns, source, (open, block) => {
-      const out = k.let(target.add(block.mul(weightBlock(type).size * vector)));
-      for (let sub = 0; sub < numSubBlocks(format); sub++) storeSubBlock(k, format, open, sub, out);
+      const out = k.let(target.pointer.add(block.mul(weightBlock(type).size * target.stride)));
+      for (let sub = 0; sub < numSubBlocks(format); sub++) storeSubBlock(k, format, open, sub, out, target.stride);
     });
     return;
   }
   k.for(0, columns, 1, (column) => {
-    const out = k.let(target.add(column.mul(vector)));
-    if (type === "F32") k.store("f32v", out, k.load("f32v", source.add(column.mul(vector))));
+    const out = k.let(target.pointer.add(column.mul(target.stride)));
+    const at = source.add(column.mul(panelBlockStride(type, k.lanes)));
+    if (type === "F32") k.store("f32v", out, k.load("f32v", at));
     else {
-      const half = k.load("u16 to i32v", source.add(column.mul(k.lanes * 2)));
+      const half = k.load("u16 to i32v", at);
       k.store("f32v", out, type === "F16" ? f16ToF32(k, half) : bf16ToF32(half));
     }
   });
@@ -92,8 +84,8 @@ function storeSubBlock(
   open: OpenBlock,
   sub: number,
   target: Value<"i32">,
+  stride: number,
 ): void {
-  const vector = k.lanes * 4;
   const groups = 32 / format.groupSize;
   const scales = Array.from({ length: groups }, (_, group) => k.let(open.scale(sub * groups + group)));
   const minima = scales.map((_, group) => (format.hasMinimum ? k.let(open.minimum(sub * groups + group)) : undefined));
@@ -108,7 +100,7 @@ function storeSubBlock(
       let value = integer.toF32().mul(scales[group]);
       const minimum = minima[group];
       if (minimum !== undefined) value = value.sub(minimum);
-      k.store("f32v", target, value, (sub * 32 + unit * 4 + byte) * vector);
+      k.store("f32v", target, value, (sub * 32 + unit * 4 + byte) * stride);
     }
   }
 }

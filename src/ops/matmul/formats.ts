@@ -9,6 +9,7 @@
 
 import { finiteF16ToF32, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type WeightType, weightBlock } from "../../tensor/index.ts";
+import { panelBlockStride } from "./panels.ts";
 
 /** A run of units of the file's block that is interleaved over the rows of a panel. */
 interface Field {
@@ -399,8 +400,8 @@ export function forBlocks(
   body: (open: OpenBlock, block: Value<"i32">) => void,
 ): void {
   const format = formatOf(type);
-  const { size, numBytes } = weightBlock(type);
-  k.for(0, columns / size, 1, (block) => {
-    body(format.open(k, fieldReader(k, format, k.let(start.add(block.mul(numBytes * k.lanes))))), block);
+  const stride = panelBlockStride(type, k.lanes);
+  k.for(0, columns / weightBlock(type).size, 1, (block) => {
+    body(format.open(k, fieldReader(k, format, k.let(start.add(block.mul(stride))))), block);
   });
 }

@@ -8,7 +8,7 @@ export {
   type PreparedActivations,
   recordMatmul,
   recordPackRows,
-  rowsPerPanel,
+  rowsPerPanelGroup,
   type WeightMatrixOptions,
 } from "./cpu.ts";
 export { matmul, type ReferenceMatmul } from "./reference.ts";

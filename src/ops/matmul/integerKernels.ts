@@ -5,7 +5,6 @@
  */
 
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
-import { weightBlock } from "../../tensor/index.ts";
 import { activationBlock, activationRowBytes, metaStart } from "./activations.ts";
 import { fieldReader, forBlocks, formatOf, numSubBlocks, type OpenBlock, type QuantizedFormat } from "./formats.ts";
 import {
@@ -14,10 +13,10 @@ import {
   type MatmulParams,
   type MatmulSpec,
   matmulParams,
-  panelBytes,
   storeTile,
   zeroSums,
 } from "./kernelParts.ts";
+import { panelBlockBytes, panelBlockStride, panelStart } from "./panels.ts";
 import { accumulateSubBlock, type TokenBlock, type WeightSource } from "./tile.ts";
 
 function tokenBlocks(
@@ -45,16 +44,16 @@ export const integerDirect = defineKernel({
   build(k, spec: MatmulSpec, p) {
     const format = formatOf(spec.type);
     const subBlocks = numSubBlocks(format);
-    const blockBytes = weightBlock(spec.type).numBytes * k.lanes;
-    const bytesOfPanel = panelBytes(spec.type, spec.columns, k.lanes);
+    const blockBytes = panelBlockBytes(spec.type, k.lanes);
+    const stride = panelBlockStride(spec.type, k.lanes);
     forTasks(k, spec, p, (panel, from, to) => {
-      const panelStart = k.let(p.weights.add(panel.mul(bytesOfPanel)));
+      const start = panelStart(k, spec, p.weights, panel);
       forTokenTiles(k, spec, from, to, (tokens, first) => {
         const sums = zeroSums(k, spec);
         const rows = tokenBlocks(k, spec, p, tokens);
         k.for(0, spec.columns / (subBlocks * activationBlock), 1, (block) => {
           const blocks = sums.map((_, index) => {
-            const address = k.let(panelStart.add(block.mul(blockBytes)).add(index * bytesOfPanel));
+            const address = k.let(start.add(block.mul(stride)).add(index * blockBytes));
             return format.open(k, fieldReader(k, format, address));
           });
           for (let sub = 0; sub < subBlocks; sub++) {
@@ -176,7 +175,7 @@ function expandIntegers(
   const vector = k.lanes * 4;
   const subBlocks = numSubBlocks(format);
   const groups = 32 / format.groupSize;
-  const start = k.let(p.weights.add(panel.mul(panelBytes(spec.type, spec.columns, k.lanes))));
+  const start = panelStart(k, spec, p.weights, panel);
   forBlocks(k, spec.type, spec.columns, start, (open, block) => {
     for (let sub = 0; sub < subBlocks; sub++) {
       const target = k.let(k.scratch.add(block.mul(subBlocks).add(sub).mul(stepBytes)).add(offset));

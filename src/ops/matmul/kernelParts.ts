@@ -5,7 +5,7 @@
  */
 
 import type { KernelBuilder, ParameterValues, Value, Variable } from "../../kernels/index.ts";
-import { type WeightType, weightBlock } from "../../tensor/index.ts";
+import type { WeightType } from "../../tensor/index.ts";
 import type { Arithmetic } from "./activations.ts";
 
 export interface MatmulSpec {
@@ -37,12 +37,6 @@ export const matmulParams = {
   tokenBlock: "i32",
 } as const;
 export type MatmulParams = ParameterValues<typeof matmulParams>;
-
-/** Bytes of a packed panel. */
-export function panelBytes(type: WeightType, columns: number, lanes: number): number {
-  const { size, numBytes } = weightBlock(type);
-  return Math.ceil(columns / size) * numBytes * lanes;
-}
 
 /** The f32 sums of a register tile: sums[panel][token]. */
 export type TileSums = readonly (readonly Variable<"f32v">[])[];

@@ -3,7 +3,7 @@
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type WeightType, weightBlock } from "../../tensor/index.ts";
 import { formatOf, packedOffset, quantizedFormat } from "./formats.ts";
-import { panelBytes } from "./kernelParts.ts";
+import { panelBlockStride, panelStart } from "./panels.ts";
 
 export interface PackSpec {
   readonly type: WeightType;
@@ -19,7 +19,7 @@ export const packPanels = defineKernel({
     const rowBytes = (spec.columns / size) * numBytes;
     const format = quantizedFormat(spec.type);
     k.forTasks((panel) => {
-      const target = k.let(p.out.add(panel.mul(panelBytes(spec.type, spec.columns, k.lanes))));
+      const target = panelStart(k, spec, p.out, panel);
       for (let lane = 0; lane < k.lanes; lane++) {
         const row = k.let(panel.mul(k.lanes).add(lane));
         k.if(
@@ -28,7 +28,7 @@ export const packPanels = defineKernel({
             const source = k.let(p.source.add(row.mul(rowBytes)));
             k.for(0, spec.columns / size, 1, (block) => {
               const from = k.let(source.add(block.mul(numBytes)));
-              const to = k.let(target.add(block.mul(numBytes * k.lanes)));
+              const to = k.let(target.add(block.mul(panelBlockStride(spec.type, k.lanes))));
               if (format !== undefined) packBlock(k, spec.type, from, to, lane);
               else if (numBytes === 4) k.store("i32", to, k.load("i32", from), lane * 4);
               else k.store("u16", to, k.load("u16", from), lane * 2);
@@ -36,7 +36,7 @@ export const packPanels = defineKernel({
           },
           () => {
             k.for(0, spec.columns / size, 1, (block) => {
-              const to = k.let(target.add(block.mul(numBytes * k.lanes)));
+              const to = k.let(target.add(block.mul(panelBlockStride(spec.type, k.lanes))));
               if (format !== undefined) packBlock(k, spec.type, undefined, to, lane);
               else if (numBytes === 4) k.store("i32", to, 0, lane * 4);
               else k.store("u16", to, 0, lane * 2);

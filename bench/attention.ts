@@ -1,29 +1,24 @@
 /**
  * Speed of ragged paged attention on the CPU device, decode and prefill: operations a second (two for each multiply-add of the two
  * products) beside what the same kernel language reaches in registers alone, measured turn by turn, and the bytes of keys and values read.
- *
- *     node bench/attention.ts [threads...]
  */
 
-import { pathToFileURL } from "node:url";
 import { CpuDevice } from "../src/devices/index.ts";
-import { defineKernel } from "../src/kernels/index.ts";
 import {
   type AttentionBatch,
   type AttentionSpec,
   CpuAttentionPlan,
   recordAttention,
 } from "../src/ops/attention/index.ts";
+import { ComputePeak } from "./limits.ts";
+import { type Bench, type Cell, type Spread, spread } from "./result.ts";
 
-const ROUND_MS = 600;
+const ROUND_MS = 400;
+const LEAST_ROUNDS = 5;
 const PAGE_SIZE = 16;
 
-export interface AttentionRow {
-  readonly name: string;
-  /** Query and key/value heads, head dimension, storage of the pages. */
-  readonly shape: string;
-  readonly threads: number;
-  readonly microseconds: { readonly median: number; readonly min: number };
+interface AttentionTime {
+  readonly microseconds: Spread;
   /** At the median. */
   readonly gigaflops: number;
   readonly gigabytesPerSecond: number;
@@ -59,29 +54,8 @@ const scenarios: readonly Scenario[] = [
   { name: "prefill of 512", ...heads, storage: "f16", sequences: repeat(1, 512, 512) },
 ];
 
-/** Ten independent chains of multiply-adds: more than the units' latency, fewer than the registers. */
-const NUM_CHAINS = 10;
-const PEAK_STEPS = 1000;
-const PEAK_TASKS = 32;
-const peakKernel = defineKernel({
-  name: "multiplyAddPeak",
-  params: { out: "pointer" },
-  build(k, _spec: object, p) {
-    k.forTasks((task) => {
-      const chains = Array.from({ length: NUM_CHAINS }, () => k.var("f32v", 0));
-      const factor = k.let(k.load("f32v", p.out));
-      const step = k.let(k.load("f32v", p.out, k.lanes * 4));
-      k.for(0, PEAK_STEPS, 1, () => {
-        for (const chain of chains) chain.set(factor.fma(step, chain.value));
-      });
-      const out = k.let(p.out.add(task.mul(NUM_CHAINS * k.lanes * 4)));
-      for (const [i, chain] of chains.entries()) k.store("f32v", out, chain.value, i * k.lanes * 4);
-    });
-  },
-});
-
-async function measure(device: CpuDevice, scenario: Scenario): Promise<AttentionRow> {
-  const { name, numQHeads, numKvHeads, headDim, storage, sequences } = scenario;
+async function measure(device: CpuDevice, scenario: Scenario): Promise<AttentionTime> {
+  const { numQHeads, numKvHeads, headDim, storage, sequences } = scenario;
   const spec: AttentionSpec = {
     numQHeads,
     numKvHeads,
@@ -95,11 +69,8 @@ async function measure(device: CpuDevice, scenario: Scenario): Promise<Attention
   const elementBytes = storage === "f32" ? 4 : 2;
   const poolBytes = batch.numPages * PAGE_SIZE * numKvHeads * headDim * elementBytes;
   const rowBytes = batch.numRows * numQHeads * headDim * 4;
-  const peakBytes = PEAK_TASKS * NUM_CHAINS * 64;
-  const buffers = [poolBytes, poolBytes, rowBytes, rowBytes, peakBytes].map((numBytes) =>
-    device.allocate(numBytes, "bench"),
-  );
-  const [k, v, q, out, peakOut] = buffers;
+  const buffers = [poolBytes, poolBytes, rowBytes, rowBytes].map((numBytes) => device.allocate(numBytes, "bench"));
+  const [k, v, q, out] = buffers;
   // 0x3c3c: about 1 as a half, about 0.01 as a float.
   for (const pages of [k, v]) device.u8(pages).fill(0x3c);
   device.f32(q).forEach((_, i, all) => {
@@ -110,20 +81,16 @@ async function measure(device: CpuDevice, scenario: Scenario): Promise<Attention
   plan.update(batch);
   const commands = device.commands();
   recordAttention({ device, commands }, plan, { q: q.pointer, kPages: k.pointer, vPages: v.pointer, out: out.pointer });
-  const peak = device.commands();
-  peak.launch(device.compile(peakKernel, {}), { out: peakOut.pointer }, PEAK_TASKS);
+  const peak = new ComputePeak(device);
 
-  const timed = async (list: typeof commands): Promise<number> => {
-    const start = performance.now();
-    await device.run(list);
-    return (performance.now() - start) * 1000;
-  };
   await device.run(commands);
   const times: number[] = [];
-  const peakTimes: number[] = [];
-  for (const end = performance.now() + ROUND_MS; performance.now() < end || times.length < 5; ) {
-    peakTimes.push(await timed(peak));
-    times.push(await timed(commands));
+  const peaks: number[] = [];
+  for (const end = performance.now() + ROUND_MS; performance.now() < end || times.length < LEAST_ROUNDS; ) {
+    peaks.push(...(await peak.measure("f32", 1)));
+    const start = performance.now();
+    await device.run(commands);
+    times.push((performance.now() - start) * 1000);
   }
   commands.free();
   peak.free();
@@ -135,15 +102,13 @@ async function measure(device: CpuDevice, scenario: Scenario): Promise<Attention
     0,
   );
   const numKeys = sequences.reduce((sum, { kvLen }) => sum + kvLen, 0);
-  const [median, peakMedian] = [times, peakTimes].map((list) => list.sort((a, b) => a - b)[list.length >> 1]);
+  const microseconds = spread(times);
+  const { median } = microseconds;
   return {
-    name,
-    shape: `${numQHeads}/${numKvHeads} x ${headDim} ${storage}`,
-    threads: device.threads,
-    microseconds: { median, min: times[0] },
+    microseconds,
     gigaflops: (4 * pairs * numQHeads * headDim) / median / 1000,
     gigabytesPerSecond: (2 * numKeys * numKvHeads * headDim * elementBytes) / median / 1000,
-    peakGigaflops: (2 * 4 * NUM_CHAINS * PEAK_STEPS * PEAK_TASKS) / peakMedian / 1000,
+    peakGigaflops: spread(peaks).median * device.threads,
   };
 }
 
@@ -170,26 +135,35 @@ function batchOf(sequences: Scenario["sequences"]): AttentionBatch {
   };
 }
 
-/** All scenarios on a device with this many threads. */
-export async function benchAttention(threads: number): Promise<AttentionRow[]> {
-  const device = await CpuDevice.create({ threads });
-  const rows: AttentionRow[] = [];
-  for (const scenario of scenarios) rows.push(await measure(device, scenario));
-  await device.close();
-  return rows;
-}
+const shapeOf = ({ numQHeads, numKvHeads, headDim, storage }: Scenario): string =>
+  `${numQHeads}/${numKvHeads} x ${headDim} ${storage}`;
 
-async function main(args: string[]): Promise<void> {
-  console.log(`${"scenario".padEnd(26)}${"heads".padEnd(16)}threads   GFLOP/s      peak    GB/s   us (median, min)`);
-  for (const threads of args.length > 0 ? args.map(Number) : [1, 2]) {
-    for (const row of await benchAttention(threads)) {
-      const { median, min } = row.microseconds;
-      const figures = [row.gigaflops, row.peakGigaflops].map((value) => value.toFixed(1).padStart(10)).join("");
-      const bytes = row.gigabytesPerSecond.toFixed(1).padStart(8);
-      const times = `   ${median.toFixed(0)}, ${min.toFixed(0)}`;
-      console.log(`${row.name.padEnd(26)}${row.shape.padEnd(16)}${`${threads}`.padStart(7)}${figures}${bytes}${times}`);
+export const attention: Bench = {
+  name: "attention",
+  summary: "ragged paged attention, decode and prefill",
+  async run({ threads }) {
+    const rows: Cell[][] = [];
+    for (const count of threads) {
+      const device = await CpuDevice.create({ threads: count });
+      for (const scenario of scenarios) {
+        const { gigaflops, peakGigaflops, gigabytesPerSecond, microseconds } = await measure(device, scenario);
+        const figures = [gigaflops, peakGigaflops, gigaflops / peakGigaflops, gigabytesPerSecond, microseconds];
+        rows.push([scenario.name, shapeOf(scenario), count, ...figures]);
+      }
+      await device.close();
     }
-  }
-}
-
-if (import.meta.url === pathToFileURL(process.argv[1]).href) await main(process.argv.slice(2));
+    return {
+      name: "attention",
+      about:
+        "Ragged paged attention, pages of 16 tokens scattered over the pool. GFLOP/s count two operations for each multiply-add of the two products; the f32 multiply-add peak of all threads is measured turn by turn with it. GB/s are of the keys and values; those of short contexts lie in the caches.",
+      tables: [
+        {
+          title: "Attention",
+          columns: ["", "query/key heads x dimension", "threads", "GFLOP/s", "peak", "of peak", "GB/s", "µs"],
+          rows,
+        },
+      ],
+      remarks: [],
+    };
+  },
+};

@@ -1,13 +1,11 @@
 /**
  * What a launch costs by itself: microseconds per empty launch inside a list of 300, by number of threads, with as many chunks as
  * threads (each launch is a hand-off between all of them) and with one chunk (no hand-off). Beside it, what recording costs.
- *
- *     node bench/handoff.ts [threads...]
  */
 
-import { pathToFileURL } from "node:url";
 import { CpuDevice } from "../src/devices/index.ts";
 import { defineKernel } from "../src/kernels/index.ts";
+import { type Bench, type Cell, type Spread, spread } from "./result.ts";
 
 const NUM_LAUNCHES = 300;
 const NUM_RUNS = 300;
@@ -21,15 +19,15 @@ const nothing = defineKernel({
   },
 });
 
-export interface HandoffRow {
+interface HandoffRow {
   readonly threads: number;
   readonly chunks: number;
-  /** Median and least of several rounds, in microseconds per launch. */
-  readonly runMicroseconds: { readonly median: number; readonly min: number };
-  readonly recordMicroseconds: { readonly median: number; readonly min: number };
+  /** Microseconds per launch. */
+  readonly run: Spread;
+  readonly record: Spread;
 }
 
-export async function benchHandoff(threads: number, chunks: number): Promise<HandoffRow> {
+async function measure(threads: number, chunks: number): Promise<HandoffRow> {
   const device = await CpuDevice.create({ threads });
   const kernel = device.compile(nothing, null);
   const commands = device.commands();
@@ -52,26 +50,28 @@ export async function benchHandoff(threads: number, chunks: number): Promise<Han
     run.push(end - recorded);
   }
   await device.close();
-  return { threads, chunks, runMicroseconds: perLaunch(run), recordMicroseconds: perLaunch(recording) };
+  return { threads, chunks, run: perLaunch(run), record: perLaunch(recording) };
 }
 
-function perLaunch(milliseconds: number[]): { median: number; min: number } {
-  const sorted = milliseconds.map((ms) => (ms * 1000) / (NUM_LAUNCHES * NUM_RUNS)).sort((a, b) => a - b);
-  return { median: sorted[sorted.length >> 1], min: sorted[0] };
-}
+const perLaunch = (milliseconds: readonly number[]): Spread =>
+  spread(milliseconds.map((ms) => (ms * 1000) / (NUM_LAUNCHES * NUM_RUNS)));
 
-async function main(args: string[]): Promise<void> {
-  const threadCounts = args.length > 0 ? args.map(Number) : [1, 2];
-  console.log("threads  chunks  run us/launch (median, min)  record us/launch (median, min)");
-  for (const threads of threadCounts) {
-    for (const chunks of new Set([1, threads])) {
-      const row = await benchHandoff(threads, chunks);
-      const figures = [row.runMicroseconds, row.recordMicroseconds].map(
-        ({ median, min }) => `${median.toFixed(3)}, ${min.toFixed(3)}`,
-      );
-      console.log(`${threads}`.padStart(7), `${chunks}`.padStart(7), figures[0].padStart(28), figures[1].padStart(31));
+export const handoff: Bench = {
+  name: "handoff",
+  summary: "what a launch costs by itself",
+  async run({ threads }) {
+    const rows: Cell[][] = [];
+    for (const count of threads) {
+      for (const chunks of new Set([1, count])) {
+        const { run, record } = await measure(count, chunks);
+        rows.push([count, chunks, run, record]);
+      }
     }
-  }
-}
-
-if (import.meta.url === pathToFileURL(process.argv[1]).href) await main(process.argv.slice(2));
+    return {
+      name: "handoff",
+      about: `Empty launches in lists of ${NUM_LAUNCHES}, microseconds for each launch (median, least and most of ${NUM_ROUNDS} rounds). With as many chunks as threads each launch is a hand-off between all of them; with one chunk it is none.`,
+      tables: [{ title: "Launches", columns: ["threads", "chunks", "run, µs", "record, µs"], rows }],
+      remarks: [],
+    };
+  },
+};

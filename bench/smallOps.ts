@@ -1,11 +1,8 @@
 /**
  * Speed of the row-wise operations: gigabytes per second that an operation reads and writes, beside a copy of the same memory by the
  * same kernel language, and the microseconds of one call. Rows of a decoding step (few) and of a prefill (many).
- *
- *     node bench/smallOps.ts [threads...]
  */
 
-import { pathToFileURL } from "node:url";
 import { CpuDevice } from "../src/devices/index.ts";
 import { recordAppendKv } from "../src/ops/appendKv/index.ts";
 import { recordCopyPages } from "../src/ops/copyPages/index.ts";
@@ -20,22 +17,22 @@ import {
 } from "../src/ops/logits/index.ts";
 import type { Recorder } from "../src/ops/recorder.ts";
 import { recordRmsNorm } from "../src/ops/rmsNorm/index.ts";
+import { type Bench, type Cell, mapSpread, type Spread, spread } from "./result.ts";
 
 const NUM_ROUNDS = 9;
-const ROUND_MS = 40;
+const ROUND_MS = 20;
+const WARM_MS = 100;
 const VOCABULARY = 262_144;
 const HIDDEN = 640;
 const INTERMEDIATE = 2048;
 const KV_LENGTH = 256;
 const PAGE_BYTES = 64 * 1024;
 
-export interface SmallOpRow {
+interface SmallOpTime {
   readonly name: string;
-  readonly threads: number;
   /** Bytes read and written by one call, each counted once. */
   readonly numBytes: number;
-  readonly microseconds: { readonly median: number; readonly min: number };
-  readonly gigabytesPerSecond: number;
+  readonly microseconds: Spread;
 }
 
 interface Case {
@@ -164,28 +161,26 @@ function vectorRows(vector: ReturnType<Allocate>): ReturnType<Allocate> & { rowS
   return { ...vector, shape: [1 << 20, HIDDEN], rowStride: 0 };
 }
 
-async function measure(device: CpuDevice, { name, numBytes, record }: Case): Promise<SmallOpRow> {
+async function measure(device: CpuDevice, { name, numBytes, record }: Case): Promise<SmallOpTime> {
   const commands = device.commands();
   record({ device, commands });
+  /** Microseconds a call. */
   const time = async (repeats: number): Promise<number> => {
     const start = performance.now();
     for (let i = 0; i < repeats; i++) await device.run(commands);
     return ((performance.now() - start) * 1000) / repeats;
   };
   // Calls enough for the engine to optimise the kernel, and to know how many make a round.
-  await time(200);
-  const repeats = Math.max(3, Math.ceil((ROUND_MS * 1000) / (await time(20))));
+  for (const end = performance.now() + WARM_MS; performance.now() < end; ) await time(5);
+  const repeats = Math.max(2, Math.ceil((ROUND_MS * 1000) / (await time(5))));
   const rounds: number[] = [];
   for (let round = 0; round < NUM_ROUNDS; round++) rounds.push(await time(repeats));
   commands.free();
-  const sorted = rounds.sort((a, b) => a - b);
-  const median = sorted[sorted.length >> 1];
-  const microseconds = { median, min: sorted[0] };
-  return { name, threads: device.threads, numBytes, microseconds, gigabytesPerSecond: numBytes / median / 1000 };
+  return { name, numBytes, microseconds: spread(rounds) };
 }
 
 /** All cases on a device with this many threads. */
-export async function benchSmallOps(threads: number): Promise<SmallOpRow[]> {
+async function measureAll(threads: number): Promise<SmallOpTime[]> {
   const device = await CpuDevice.create({ threads });
   let seed = 1;
   const allocate: Allocate = (shape, type = "f32") => {
@@ -204,21 +199,27 @@ export async function benchSmallOps(threads: number): Promise<SmallOpRow[]> {
     }
     return { pointer: buffer.pointer, shape, type };
   };
-  const rows: SmallOpRow[] = [];
-  for (const each of cases(allocate)) rows.push(await measure(device, each));
+  const times: SmallOpTime[] = [];
+  for (const each of cases(allocate)) times.push(await measure(device, each));
   await device.close();
-  return rows;
+  return times;
 }
 
-async function main(args: string[]): Promise<void> {
-  console.log(`${"operation".padEnd(36)}threads      GB/s   us (median, min)`);
-  for (const threads of args.length > 0 ? args.map(Number) : [1, 2]) {
-    for (const { name, microseconds, gigabytesPerSecond } of await benchSmallOps(threads)) {
-      const { median, min } = microseconds;
-      const figures = `${gigabytesPerSecond.toFixed(2).padStart(10)}   ${median.toFixed(1)}, ${min.toFixed(1)}`;
-      console.log(`${name.padEnd(36)}${`${threads}`.padStart(7)}${figures}`);
+export const smallOps: Bench = {
+  name: "smallOps",
+  summary: "the row-wise operations: GB/s and microseconds a call",
+  async run({ threads }) {
+    const rows: Cell[][] = [];
+    for (const count of threads) {
+      for (const { name, numBytes, microseconds } of await measureAll(count)) {
+        rows.push([name, count, mapSpread(microseconds, (each) => numBytes / each / 1000), microseconds.median]);
+      }
     }
-  }
-}
-
-if (import.meta.url === pathToFileURL(process.argv[1]).href) await main(process.argv.slice(2));
+    return {
+      name: "smallOps",
+      about: `Bytes read and written, each counted once, over the time of a call (median, least and most of ${NUM_ROUNDS} rounds). What is small enough stays in the caches: compare with copying pages, the last line, only what is not.`,
+      tables: [{ title: "Row-wise operations", columns: ["operation", "threads", "GB/s", "µs"], rows }],
+      remarks: [],
+    };
+  },
+};

@@ -18,7 +18,7 @@ export const loadOptions = {
   },
   "page-size": { type: "string", description: "tokens in a cache page", valueHint: "n" },
   "cache-type": { type: "enum", options: ["f16", "f32"], description: "element type of the cache" },
-  activations: { type: "enum", options: ["int8", "f32"], description: "what quantised weights are multiplied with" },
+  activations: { type: "enum", options: ["int8", "int16", "f32"], description: "what quantised weights are multiplied with" },
 } as const satisfies ArgsDef;
 
 /** Options of every command that generates text. */
@@ -56,7 +56,7 @@ export function readLoadOptions(args: ParsedOptions): LoadOptions {
     maxNumTokens: readNumber(args, "max-num-tokens", { least: 1, isInteger: true }),
     pageSize: readNumber(args, "page-size", { least: 1, isInteger: true }),
     cacheType: args["cache-type"] as "f16" | "f32" | undefined,
-    activations: args.activations as "int8" | "f32" | undefined,
+    activations: args.activations as "int8" | "int16" | "f32" | undefined,
   });
 }
 

@@ -38,7 +38,7 @@ export async function loadBackendFrom(
   const { device, threads, ...sizes } = { ...DEFAULTS, ...definedOf(options) };
   requireOneOf("device", device, ["auto", "cpu"]);
   requireOneOf("cacheType", sizes.cacheType, ["f16", "f32"]);
-  requireOneOf("activations", sizes.activations, ["int8", "f32"]);
+  requireOneOf("activations", sizes.activations, ["int8", "int16", "f32"]);
   onProgress({ stage: "read", loadedBytes: 0, totalBytes: 0 });
   let lastReport = 0;
   const model = await loadModel(folder, fileName, {

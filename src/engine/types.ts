@@ -28,8 +28,11 @@ export interface LoadOptions {
   readonly pageSize?: number;
   /** Element type of the cached keys and values. Default "f16". */
   readonly cacheType?: "f32" | "f16";
-  /** What quantised weights are multiplied with: exact "f32", or rows rounded to 8 bits as llama.cpp does. Default "int8". */
-  readonly activations?: "f32" | "int8";
+  /**
+   * What quantised weights are multiplied with: activations as they are ("f32"), rounded to 16 bits in blocks of 32 ("int16", hardly
+   * different from f32), or to 8 bits where the weights have no more than 6 ("int8", the fastest). Default "int8".
+   */
+  readonly activations?: "f32" | "int8" | "int16";
   /** Token budget of one step: longer prompts are computed in chunks of it. Default 512. */
   readonly maxNumBatchedTokens?: number;
   /** Sequences computed in one step; more wait in the queue. Default 32. */

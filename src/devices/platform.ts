@@ -39,8 +39,3 @@ export function canSleepHere(): boolean {
     return false;
   }
 }
-
-/** The worker's entry file beside this one, under the name it has in the sources or in the build. */
-export function entryUrl(name: string): URL {
-  return new URL(`./${name}${import.meta.url.endsWith(".ts") ? ".ts" : ".js"}`, import.meta.url);
-}

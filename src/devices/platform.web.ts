@@ -1,6 +1,6 @@
 /** Web Workers. A browser does not tell when a worker ends, only when it fails: terminating one counts as its end here. */
 
-import { entryUrl, type Platform } from "./platform.ts";
+import type { Platform } from "./platform.ts";
 
 export const webPlatform: Platform = {
   get availableThreads() {
@@ -8,7 +8,8 @@ export const webPlatform: Platform = {
   },
 
   spawn(start, events) {
-    const worker = new Worker(entryUrl("worker.web"), { type: "module", name: "kvasir" });
+    // In these very words, with the name it has in the build: that is how bundlers recognise a worker and pack it, too.
+    const worker = new Worker(new URL("./worker.web.js", import.meta.url), { type: "module", name: "kvasir" });
     let hasExited = false;
     const exit = (reason: string) => {
       if (!hasExited) events.onExit(reason);

@@ -7,8 +7,8 @@ import type { FromWorker, ToWorker } from "./messages.ts";
 /** The runtime has Node's worker threads; true in Electron's main process and in Node-like runtimes too. */
 const isNode = typeof process === "object" && typeof process.versions?.node === "string";
 
-/** Unbuilt, the project is TypeScript; built, JavaScript with the same names. */
-const extension = import.meta.url.endsWith(".ts") ? "ts" : "js";
+/** Node's worker beside this file. Unbuilt, the project is TypeScript; built, JavaScript with the same names. */
+const nodeWorker = `./worker.node.${import.meta.url.endsWith(".ts") ? "ts" : "js"}`;
 
 /** `inWorker` false runs the engine in the caller's own thread, whose event loop then waits for every step. */
 export async function openChannel(inWorker: boolean): Promise<Channel<FromWorker, ToWorker>> {
@@ -20,9 +20,10 @@ export async function openChannel(inWorker: boolean): Promise<Channel<FromWorker
   }
   if (isNode) {
     const { startNodeWorker } = await import("./channel.node.ts");
-    return startNodeWorker(new URL(`./worker.node.${extension}`, import.meta.url));
+    return startNodeWorker(new URL(nodeWorker, import.meta.url));
   }
-  return webWorkerChannel(new Worker(new URL(`./worker.web.${extension}`, import.meta.url), { type: "module" }));
+  // In these very words, with the name it has in the build: that is how bundlers recognise a worker and pack it, too.
+  return webWorkerChannel(new Worker(new URL("./worker.web.js", import.meta.url), { type: "module" }));
 }
 
 async function backendLoader() {

@@ -58,7 +58,7 @@ function listNames(): string {
     ...benches.map(({ name, summary }) => [name, summary]),
     ["all", "all of these, one after another"],
     ["report", "runs each in a process of its own and writes docs/benchmarks.md"],
-  ].map(([name, summary]) => `  ${name.padEnd(10)}${summary}`);
+  ].map(([name, summary]) => `  ${name.padEnd(11)}${summary}`);
   return `npm run bench -- NAME [MODEL] [--json | --markdown] [--threads 1,2]\n\n${lines.join("\n")}`;
 }
 

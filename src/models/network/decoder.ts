@@ -1,6 +1,6 @@
 /**
  * The forward pass of a decoder-only transformer, read top to bottom: embedding, layers of attention and gated MLP, final norm, logits.
- * What differs between families (norms, biases, windows, caps) is data in `ModelConfig`. Buffers and batches come from runner.cpu.ts.
+ * What differs between families (norms, biases, windows, caps) is data in `ModelConfig`. Buffers and batches come from buffers.ts and cpuRunner.ts.
  */
 
 import { recordAppendKv } from "../../ops/appendKv/index.ts";

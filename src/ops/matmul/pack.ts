@@ -1,4 +1,4 @@
-/** Interleaves the rows of a weight matrix into panels, as `formats.ts` describes. The result has the file's size (last panel padded). */
+/** Interleaves the rows of a weight matrix into panels, as packedBlock.ts and panels.ts describe. The result has the file's size (last panel padded). */
 
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { type WeightType, weightBlock } from "../../tensor/index.ts";

@@ -1,5 +1,5 @@
 /**
- * Where a packed matrix keeps its panels. A panel is `lanes` interleaved rows (formats.ts says how); four panels lie together, block
+ * Where a packed matrix keeps its panels. A panel is `lanes` interleaved rows (packedBlock.ts says how); four panels lie together, block
  * column by block column, so that a kernel that takes them at once reads one run of memory from front to back.
  */
 

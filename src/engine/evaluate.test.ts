@@ -39,9 +39,15 @@ describe("evaluateText", () => {
     expect(prompts).toEqual([
       [BEGIN, 97, 98],
       [BEGIN, 99, 100, 101],
-      [BEGIN, 102, 103],
     ]);
-    expect(numPredicted).toBe(7);
+    expect(numPredicted).toBe(5);
+  });
+
+  it("scores a text shorter than a window, and leaves out what follows the last whole window", async () => {
+    const short = scorer({ begin: [] });
+    expect((await evaluateText(short.engine, "abc", { window: 9 })).numPredicted).toBe(2);
+    const long = scorer({ begin: [] });
+    expect((await evaluateText(long.engine, "abcdefghijkl", { window: 5 })).numPredicted).toBe(10);
   });
 
   it("takes an end token at the beginning for what separates documents", async () => {

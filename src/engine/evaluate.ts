@@ -30,7 +30,8 @@ const NUM_CONCURRENT = 4;
 
 /**
  * A line that holds only `<|endoftext|>` ends a document; each document gets the model's special tokens, and they follow each other
- * without a gap. Every token is predicted once from those before it in its window. The first of a window is predicted from the begin token,
+ * without a gap. Every token is predicted once from those before it in its window; what is left after the last whole window is not scored
+ * (unless the text is shorter than one), so that all predictions see the same lengths of context. The first of a window is predicted from the begin token,
  * as in llama.cpp; where the model has none, or one that is its end token too and so only separates documents, from the token before it.
  * Throws ArgumentError when there is nothing to predict.
  */
@@ -94,7 +95,8 @@ function cutWindows(tokens: readonly number[], window: number, begin: number | u
     else if (tokens[start] === begin) prompts.push(tokens.slice(start, start + window));
     else prompts.push([begin, ...tokens.slice(start, start + window)]);
   }
-  return prompts.filter((prompt) => prompt.length > 1);
+  const isPartial = (prompts.at(-1)?.length ?? 0) <= window;
+  return prompts.length > 1 && isPartial ? prompts.slice(0, -1) : prompts;
 }
 
 function sum(values: Float64Array): number {

@@ -56,6 +56,27 @@ describe.each(["f32", "f16"] as const)("copied pages, %s", (cacheType) => {
       ).toBeUndefined();
     },
   );
+
+  it("copies are made in the order given, so that a page can be passed on and then replaced", async () => {
+    const model = await load("llama_gqa", cacheType);
+    const { runner } = model;
+    const [first, second] = [1, 2].map((seed) => randomIds(10, runner.vocabSize, seed));
+    const want = await runAlone(model, [first, second]);
+    const on = (ids: number[], own: number[], begin: number, end: number) => ({
+      sequence: { ids, pages: own, prompt: { ids } },
+      first: begin,
+      end,
+    });
+    await runChunks(runner, [on(first, [0, 1], 0, 8), on(second, [2, 3], 0, 8)]);
+    // Swaps pages 0 and 2 through page 5.
+    runner.copyPages([{ from: 0, to: 5 }]);
+    runner.copyPages([
+      { from: 2, to: 0 },
+      { from: 5, to: 2 },
+    ]);
+    const [firstRows, secondRows] = await runChunks(runner, [on(first, [2, 1], 8, 10), on(second, [0, 3], 8, 10)]);
+    expect(firstDifference([firstRows, secondRows], [want[0].slice(8), want[1].slice(8)])).toBeUndefined();
+  });
 });
 
 describe("which prompts may share pages", () => {

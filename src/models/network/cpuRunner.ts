@@ -123,15 +123,20 @@ export class CpuRunner implements ModelRunner {
     this.#device.i32(this.#copyBuffer).set(host);
     const buffersOf = ({ k, v, pageBytes }: LayerPages) =>
       [k, v].map(({ pointer }) => ({ pointer, pageBytes, numPages: this.numPages }));
-    recordCopyPages(
-      { device: this.#device, commands: this.#commands },
-      {
-        copies: { pointer: this.#copyBuffer.pointer, shape: [copies.length, 2], type: "i32" },
-        copiesOnHost: host,
-        numCopies: copies.length,
-        buffers: pages.flatMap(buffersOf),
-      },
-    );
+    const buffers = pages.flatMap(buffersOf);
+    let first = 0;
+    for (const numCopies of independentRuns(copies)) {
+      recordCopyPages(
+        { device: this.#device, commands: this.#commands },
+        {
+          copies: { pointer: this.#copyBuffer.pointer + first * 8, shape: [numCopies, 2], type: "i32" },
+          copiesOnHost: host.subarray(2 * first, 2 * (first + numCopies)),
+          numCopies,
+          buffers,
+        },
+      );
+      first += numCopies;
+    }
   }
 
   /** All that a recording depends on besides the contents of buffers. */
@@ -168,6 +173,24 @@ export class CpuRunner implements ModelRunner {
       },
     );
   }
+}
+
+/** Lengths of the runs of copies that can be made in any order: a page that is read or written again begins the next. */
+function independentRuns(copies: readonly PageCopy[]): number[] {
+  const runs: number[] = [];
+  let read = new Set<number>();
+  let written = new Set<number>();
+  for (const { from, to } of copies) {
+    if (runs.length === 0 || written.has(from) || written.has(to) || read.has(to)) {
+      runs.push(0);
+      read = new Set();
+      written = new Set();
+    }
+    runs[runs.length - 1]++;
+    read.add(from);
+    written.add(to);
+  }
+  return runs;
 }
 
 function attentionSpec(config: ModelConfig, cache: CacheSize, slidingWindow: number | null): AttentionSpec {

@@ -18,7 +18,11 @@ export const loadOptions = {
   },
   "page-size": { type: "string", description: "tokens in a cache page", valueHint: "n" },
   "cache-type": { type: "enum", options: ["f16", "f32"], description: "element type of the cache" },
-  activations: { type: "enum", options: ["int8", "int16", "f32"], description: "what quantised weights are multiplied with" },
+  activations: {
+    type: "enum",
+    options: ["int8", "int16", "f32"],
+    description: "what quantised weights are multiplied with",
+  },
 } as const satisfies ArgsDef;
 
 /** Options of every command that generates text. */

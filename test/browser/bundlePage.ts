@@ -5,16 +5,16 @@ import { build } from "vite";
 
 const here = fileURLToPath(new URL(".", import.meta.url));
 
-/** Writes page.html and what it needs to `folder`. */
-export async function bundlePage(folder: string): Promise<void> {
+const distIndex = join(here, "../../dist/index.js");
+
+/** Writes page.html and what it needs to `folder`, with the package as it is built in `dist` or unbuilt in `src`. */
+export async function bundlePage(folder: string, from: "dist" | "src"): Promise<void> {
   await build({
     configFile: false,
     root: here,
     // Vite notes that the parts for Node see no `node:` modules in a browser: they are never loaded there.
     logLevel: "error",
-    resolve: { alias: [{ find: /^.*\/src\/index\.ts$/, replacement: join(here, "../../dist/index.js") }] },
-    // Our workers load parts of themselves on demand, which only modules can; Vite's default for workers is one plain script.
-    worker: { format: "es" },
+    resolve: { alias: from === "dist" ? [{ find: /^.*\/src\/index\.ts$/, replacement: distIndex }] : [] },
     build: { outDir: folder, emptyOutDir: true, target: "es2024", rolldownOptions: { input: join(here, "page.html") } },
   });
 }

@@ -20,10 +20,10 @@ const FLAGS = [
   "--enable-logging=stderr",
 ];
 
-/** The path of a browser, or undefined. KVASIR_CHROMIUM goes before everything else. */
+/** The path of a browser, or undefined. KVASIR_CHROMIUM, if set, is the only place. */
 export function findChromium(): string | undefined {
   const chosen = process.env.KVASIR_CHROMIUM;
-  if (chosen !== undefined) return chosen;
+  if (chosen !== undefined) return isExecutable(chosen) ? chosen : undefined;
   const onPath = (process.env.PATH ?? "")
     .split(delimiter)
     .flatMap((folder) => [join(folder, "chromium"), join(folder, "google-chrome")]);

@@ -9,7 +9,7 @@ import { Engine } from "../../src/index.ts";
 import { bundlePage } from "./bundlePage.ts";
 import { findChromium, withChromium } from "./chromium.ts";
 import { judge } from "./judge.ts";
-import type { PageReport } from "./pageReport.ts";
+import type { Liveliness } from "./pageReport.ts";
 import { servePage } from "./pageServer.ts";
 import { type Setting, settings } from "./settings.ts";
 import { activationChoices, runTrial, type Trial } from "./trial.ts";
@@ -50,7 +50,7 @@ async function visit(chromium: string, { isIsolated, inWorker, missing, isBundle
 }
 
 /** Rows of the table that is printed in the end. */
-function rowsOf(place: string, trials: readonly (Trial & Partial<PageReport["trials"][number]>)[]) {
+function rowsOf(place: string, trials: readonly (Trial & Partial<Liveliness>)[]): Record<string, string | number>[] {
   return trials.map((trial) => ({
     place,
     activations: trial.activations,
@@ -58,8 +58,9 @@ function rowsOf(place: string, trials: readonly (Trial & Partial<PageReport["tri
     "tokens/s": Math.round(trial.tokensPerSecond),
     "load s": round(trial.loadSeconds, 2),
     "close ms": round(trial.closeSeconds * 1000, 1),
-    "frames/s": trial.frames === undefined ? "" : round(trial.frames / trial.seconds!, 1),
-    "longest gap ms": trial.longestGapMs === undefined ? "" : Math.round(trial.longestGapMs),
+    ...(trial.frames && trial.seconds ? { "frames/s": round(trial.frames / trial.seconds, 1) } : {}),
+    ...(trial.longestGapMs === undefined ? {} : { "longest gap ms": Math.round(trial.longestGapMs) }),
+    ...(trial.longestTaskMs === undefined ? {} : { "longest task ms": trial.longestTaskMs }),
   }));
 }
 
@@ -74,7 +75,7 @@ async function main(): Promise<number> {
   ensureBuild();
   const bundle = mkdtempSync(join(tmpdir(), "kvasir-page-"));
   try {
-    await bundlePage(bundle);
+    await bundlePage(bundle, "dist");
     const expected = await runInNode();
     const rows = rowsOf(`Node ${process.version}`, expected);
     const problems: string[] = [];

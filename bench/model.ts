@@ -3,12 +3,9 @@
  * between the rounds of what is held against them, so that a slow minute slows both.
  */
 
-import { execFile } from "node:child_process";
-import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import { CpuDevice } from "../src/devices/index.ts";
 import { Engine } from "../src/engine/index.ts";
-import type { FreshProcess } from "./freshProcess.ts";
+import { builtEngine, type FreshProcess, freshProcesses, sourcesEngine } from "./freshProcesses.ts";
 import { ComputePeak, ReadBandwidth } from "./limits.ts";
 import { describeModel, type ModelWork } from "./modelFile.ts";
 import { formatFigure } from "./render.ts";
@@ -92,17 +89,6 @@ async function measurePrefix(engine: Engine, work: ModelWork): Promise<PrefixRou
   return rounds;
 }
 
-async function freshProcesses(work: ModelWork, threads: number): Promise<FreshProcess[]> {
-  const script = fileURLToPath(new URL("freshProcess.ts", import.meta.url));
-  const results: FreshProcess[] = [];
-  for (let round = -1; round < ROUNDS; round++) {
-    const { stdout } = await promisify(execFile)(process.execPath, [script, work.path, `${threads}`]);
-    // The first brings the file into the system's page cache.
-    if (round >= 0) results.push(JSON.parse(stdout) as FreshProcess); // what freshProcess.ts printed
-  }
-  return results;
-}
-
 function speedLines(work: ModelWork, threads: number, rounds: Rounds): Line[] {
   const [read, peak, one] = [spread(rounds.read), spread(rounds.f32Peak), spread(rounds.one)];
   const sixteen = spread(rounds.sixteen);
@@ -161,7 +147,8 @@ function prefixLine({ shared, apart, sharedTokens }: PrefixRounds): Line {
   };
 }
 
-function processLines(work: ModelWork, processes: readonly FreshProcess[]): Line[] {
+/** `how` the program was started. */
+function processLines(work: ModelWork, how: string, processes: readonly FreshProcess[]): Line[] {
   const beyond = spread(processes.map(({ peakBytes, cacheBytes }) => (peakBytes - work.fileBytes - cacheBytes) / 1e6));
   const peak = spread(processes.map(({ peakBytes }) => peakBytes / 1e6)).median;
   const load = spread(processes.map(({ loadSeconds }) => loadSeconds));
@@ -169,7 +156,7 @@ function processLines(work: ModelWork, processes: readonly FreshProcess[]): Line
   const loadTarget = 2;
   return [
     {
-      what: "peak memory beyond file and cache",
+      what: `peak memory beyond file and cache, ${how}`,
       measured: beyond,
       unit: "MB",
       runs: ROUNDS,
@@ -177,10 +164,10 @@ function processLines(work: ModelWork, processes: readonly FreshProcess[]): Line
       ratio: beyond.median / memoryTarget,
       wanted: { atMost: 1 },
       because:
-        "It is the peak of a whole process: Node, the tokenizer's tables, the logits of 16 sequences and the staging of the load count.",
+        "The whole process counts: Node and its threads (each of them strips types anew where it runs the sources), the tokenizer, the buffers of a step, the logits of 16 sequences.",
     },
     {
-      what: "load, file in the page cache",
+      what: `load, ${how}, file in the page cache`,
       measured: load,
       unit: "s",
       runs: ROUNDS,
@@ -225,14 +212,22 @@ export const model: Bench = {
   async run(options) {
     const threads = allThreads(options);
     const work = await describeModel(options.model);
-    const processes = await freshProcesses(work, threads);
+    const built = builtEngine();
+    const processes: Line[] = [];
+    for (const [how, engine] of [
+      ["as built", built],
+      ["from the sources", sourcesEngine],
+    ] as const) {
+      if (engine === undefined) continue;
+      processes.push(...processLines(work, how, await freshProcesses(engine, work.path, threads, ROUNDS)));
+    }
     const maxNumTokens = PREFIX.requests * (PREFIX.sharedTokens + 2 * PREFIX.ownTokens) + 16 * 2 * CONTEXT;
     const engine = await Engine.load(work.path, { threads, maxNumTokens });
     const rounds = await measureRounds(engine, work, threads);
     const prefix = await measurePrefix(engine, work);
     const { device } = engine.describe();
     await engine.close();
-    const lines = [...speedLines(work, threads, rounds), prefixLine(prefix), ...processLines(work, processes)];
+    const lines = [...speedLines(work, threads, rounds), prefixLine(prefix), ...processes];
     return {
       name: "model",
       about: `${work.label} through the engine (${device}; 8-bit activations, cache pages in f16): median, least and most. What the machine allows is measured between the rounds. Ratios are of medians: measured over limit or target.`,
@@ -243,7 +238,10 @@ export const model: Bench = {
           rows: lines.map(row),
         },
       ],
-      remarks: remarks(work, lines),
+      remarks: [
+        ...remarks(work, lines),
+        ...(built === undefined ? ["dist/ is not there or older than the sources: `npm run build` first."] : []),
+      ],
     };
   },
 };

@@ -39,11 +39,11 @@ interface KernelTime {
 /** A device that remembers what is launched on it; `replay` then runs the last step's launches one by one. */
 async function recordingDevice(threads: number): Promise<{ device: CpuDevice; replay(): Promise<KernelTime[]> }> {
   const device = await CpuDevice.create({ threads });
-  const labels = new Map<DeviceKernel, string>();
+  const specs = new Map<DeviceKernel, unknown>();
   const compile = device.compile.bind(device);
   device.compile = (definition, spec) => {
     const kernel = compile(definition, spec);
-    labels.set(kernel, labelOf(definition.name, spec));
+    specs.set(kernel, spec);
     return kernel;
   };
   const launches: Launch[] = [];
@@ -58,7 +58,7 @@ async function recordingDevice(threads: number): Promise<{ device: CpuDevice; re
       // The caller may reuse its arguments.
       const copy = { ...args };
       launches.push({
-        label: labels.get(kernel) ?? kernel.name,
+        label: labelOf(kernel.name, specs.get(kernel), copy),
         run() {
           alone.reset();
           alone.launch(kernel, copy, numTasks, options);
@@ -88,11 +88,12 @@ async function recordingDevice(threads: number): Promise<{ device: CpuDevice; re
   return { device, replay };
 }
 
-/** Matrix products by type, arithmetic and columns; all else by name. */
-function labelOf(name: string, spec: unknown): string {
-  if (typeof spec !== "object" || spec === null || !("type" in spec) || !("arithmetic" in spec)) return name;
-  const columns = "columns" in spec ? `, ${spec.columns} columns` : "";
-  return `${name} ${spec.type} ${spec.arithmetic}${columns}`;
+/** Matrix products by type, arithmetic and shape; all else by name. */
+function labelOf(name: string, spec: unknown, args: Readonly<Record<string, number>>): string {
+  if (typeof spec !== "object" || spec === null || !("arithmetic" in spec && "type" in spec && "columns" in spec)) {
+    return name;
+  }
+  return `${name} ${spec.type} ${spec.arithmetic}, ${spec.columns} to ${args.rows}`;
 }
 
 /** `sequences` of `newTokens` each, behind `context` tokens whose keys and values are whatever the pages hold. */

@@ -2,6 +2,7 @@
 
 import { execFile } from "node:child_process";
 import { writeFile } from "node:fs/promises";
+import { loadavg } from "node:os";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { describeMachine, renderMarkdown } from "./render.ts";
@@ -17,6 +18,7 @@ What Kvasir reaches on one machine, beside what was set as its target and what t
 move with the machine, so the limits are printed with them: ratios are what counts. This page is written by
 
 \`\`\`sh
+npm run build
 npm run bench -- report
 \`\`\`
 
@@ -27,6 +29,7 @@ Gemma 3 270M (\`npm run fetch:gemma\`) is measured where it was fetched, the bun
 export async function runReport(names: readonly string[], options: BenchOptions): Promise<void> {
   const sections: string[] = [];
   const began = performance.now();
+  const [load] = loadavg();
   for (const name of names) {
     const start = performance.now();
     const result = await runAlone(name, options);
@@ -35,7 +38,7 @@ export async function runReport(names: readonly string[], options: BenchOptions)
   }
   const seconds = ((performance.now() - began) / 1000).toFixed(0);
   const date = new Date().toISOString().slice(0, 10);
-  const machine = `Machine: ${describeMachine()}.\nMeasured on ${date} in ${seconds} s, with nothing else running as far as the one who ran it saw to that.`;
+  const machine = `Machine: ${describeMachine()}.\nMeasured on ${date} in ${seconds} s; the load average of the minute before was ${load.toFixed(1)}.`;
   await writeFile(PAGE, `${[introduction, machine, ...sections].join("\n\n")}\n`);
   console.error(`wrote ${PAGE}`);
 }

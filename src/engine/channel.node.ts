@@ -4,6 +4,12 @@ import { parentPort, Worker } from "node:worker_threads";
 import { DeviceError } from "../tensor/errors.ts";
 import type { Channel, ChannelListener } from "./channel.ts";
 
+/** The engine's worker, beside this file. Unbuilt, the project is TypeScript; built, JavaScript with the same names. */
+export const engineWorkerUrl = new URL(
+  `./worker.node.${import.meta.url.endsWith(".ts") ? "ts" : "js"}`,
+  import.meta.url,
+);
+
 /** Starts the worker at `url`. */
 export function startNodeWorker<Incoming, Outgoing>(url: URL): Channel<Incoming, Outgoing> {
   // A program given by `node --input-type=module -e` hands that option on to its workers, which refuse it.

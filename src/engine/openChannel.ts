@@ -7,9 +7,6 @@ import type { FromWorker, ToWorker } from "./messages.ts";
 /** The runtime has Node's worker threads; true in Electron's main process and in Node-like runtimes too. */
 const isNode = typeof process === "object" && typeof process.versions?.node === "string";
 
-/** Node's worker beside this file. Unbuilt, the project is TypeScript; built, JavaScript with the same names. */
-const nodeWorker = `./worker.node.${import.meta.url.endsWith(".ts") ? "ts" : "js"}`;
-
 /** `inWorker` false runs the engine in the caller's own thread, whose event loop then waits for every step. */
 export async function openChannel(inWorker: boolean): Promise<Channel<FromWorker, ToWorker>> {
   if (!inWorker) {
@@ -19,8 +16,8 @@ export async function openChannel(inWorker: boolean): Promise<Channel<FromWorker
     return handleEnd;
   }
   if (isNode) {
-    const { startNodeWorker } = await import("./channel.node.ts");
-    return startNodeWorker(new URL(nodeWorker, import.meta.url));
+    const { engineWorkerUrl, startNodeWorker } = await import("./channel.node.ts");
+    return startNodeWorker(engineWorkerUrl);
   }
   // In these very words, with the name it has in the build: that is how bundlers recognise a worker and pack it, too.
   return webWorkerChannel(new Worker(new URL("./worker.web.js", import.meta.url), { type: "module" }));

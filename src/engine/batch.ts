@@ -123,6 +123,9 @@ export class StepBatch {
       blockTables: this.#blockTables.subarray(0, numSeqs * maxPages),
       maxPages,
       logitsRows: this.#logitsRows.subarray(0, this.#numLogitsRows),
+      wantsLogSumExp: this.sequences.some(({ request: { sampling } }) => {
+        return sampling.logprobs !== undefined || sampling.promptLogprobs !== undefined;
+      }),
     };
   }
 }

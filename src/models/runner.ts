@@ -30,6 +30,8 @@ export interface RaggedBatch {
   readonly maxPages: number;
   /** [R] ascending flat rows whose logits are wanted; may be empty. */
   readonly logitsRows: Int32Array;
+  /** Someone will ask for log-probabilities: the device should compute `logSumExp` too. */
+  readonly wantsLogSumExp?: boolean;
 }
 
 /** Logits of the rows asked for: row i answers `logitsRows[i]`. */

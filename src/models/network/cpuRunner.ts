@@ -87,16 +87,17 @@ export class CpuRunner implements ModelRunner {
     const numLogits = batch.logitsRows.length;
     buffers.reserveLogits(numLogits);
 
+    const withLogSumExp = batch.wantsLogSumExp === true;
     const statistics = this.#reserveStatistics(numLogits);
     const commands = this.#commands;
-    const key = copies.length > 0 ? undefined : this.#recordingKey(numTokens, numLogits, statistics);
+    const key = copies.length > 0 ? undefined : this.#recordingKey(numTokens, numLogits, statistics, withLogSumExp);
     // Most steps of a steady decode differ in the contents of buffers only: the last recording is then run again.
     if (key === undefined || key !== this.#lastKey) {
       this.#lastKey = undefined;
       commands.reset();
       this.#recordCopies(copies);
       recordDecoder({ device: this.#device, commands }, this.#state, { numTokens, numLogits });
-      this.#recordStatistics(numLogits, statistics);
+      this.#recordStatistics(numLogits, statistics, withLogSumExp);
       this.#lastKey = key;
     }
     await this.#device.run(commands);
@@ -105,6 +106,7 @@ export class CpuRunner implements ModelRunner {
       vocabSize: this.vocabSize,
       row: (index) => buffers.logitsRow(index),
       greedy: this.#device.i32At(statistics, numLogits).slice(),
+      ...(withLogSumExp ? { logSumExp: this.#device.f32At(statistics + numLogits * 8, numLogits).slice() } : {}),
     };
   }
 
@@ -140,14 +142,14 @@ export class CpuRunner implements ModelRunner {
   }
 
   /** All that a recording depends on besides the contents of buffers. */
-  #recordingKey(numTokens: number, numLogits: number, statistics: number): string {
+  #recordingKey(numTokens: number, numLogits: number, statistics: number, withLogSumExp: boolean): string {
     const pointers = [this.#state.buffers.logits, statistics, ...this.#ropes.map((rope) => rope.pointer)];
-    return [numTokens, numLogits, ...pointers, ...this.#plans.map((plan) => plan.recordingKey)].join();
+    return [numTokens, numLogits, withLogSumExp, ...pointers, ...this.#plans.map((plan) => plan.recordingKey)].join();
   }
 
-  /** Room for the argmax, the maximum and the working memory of each row; gives its address. */
+  /** Room for the argmax, the maximum, the log of the sum and the working memory of each row; gives its address. */
   #reserveStatistics(numRows: number): number {
-    const words = Math.max(1, numRows) * (2 + rowStatisticsWords(this.vocabSize));
+    const words = Math.max(1, numRows) * (3 + rowStatisticsWords(this.vocabSize));
     if (this.#statistics === undefined || this.#statistics.numBytes < words * 4) {
       if (this.#statistics !== undefined) this.#device.free(this.#statistics);
       this.#statistics = this.#device.allocate(words * 4, "logit statistics");
@@ -155,18 +157,19 @@ export class CpuRunner implements ModelRunner {
     return this.#statistics.pointer;
   }
 
-  /** Records the argmax of each row of logits, which will be at `pointer`. */
-  #recordStatistics(numRows: number, pointer: number): void {
+  /** Records the argmax of each row of logits, which will be at `pointer`, and the log of the sum of exponentials, two rows on. */
+  #recordStatistics(numRows: number, pointer: number, withLogSumExp: boolean): void {
     if (numRows === 0) return;
     recordRowStatistics(
       { device: this.#device, commands: this.#commands },
-      { withLogSumExp: false },
+      { withLogSumExp },
       {
         logits: { pointer: this.#state.buffers.logits, shape: [numRows, this.vocabSize], type: "f32" },
         argmax: { pointer, shape: [numRows], type: "i32" },
         max: { pointer: pointer + numRows * 4, shape: [numRows], type: "f32" },
+        ...(withLogSumExp ? { logSumExp: { pointer: pointer + numRows * 8, shape: [numRows], type: "f32" } } : {}),
         workspace: {
-          pointer: pointer + numRows * 8,
+          pointer: pointer + numRows * 12,
           shape: [numRows * rowStatisticsWords(this.vocabSize)],
           type: "i32",
         },

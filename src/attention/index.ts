@@ -1,8 +1,11 @@
 /**
- * `kvasir/attention`: ragged paged attention and what goes with it (rotary embedding, the append to the cache, page copies), recorded on
- * a CPU device over buffers that the caller owns. Only re-exports.
+ * `kvasir/attention`: ragged paged attention and what goes with it, recorded on a CPU device over buffers that the caller owns. Only
+ * re-exports; docs/attention.md has a whole program.
  */
+
+/** The device: buffers, lists of launches, threads. */
 export * from "../devices/index.ts";
+/** The append of new keys and values to their pages, by slot. */
 export {
   type AppendKvArgs,
   type AppendKvSpec,
@@ -11,7 +14,12 @@ export {
   type KvPages,
   recordAppendKv,
 } from "../ops/appendKv/index.ts";
+/** Attention: the contract and its checks, strides of the page layouts, the plan of a step, and the recording of a layer. */
 export * from "../ops/attention/index.ts";
+/** Copies of whole pages, for copy-on-write. */
 export { type CopyPagesArgs, type PageBuffer, recordCopyPages } from "../ops/copyPages/index.ts";
+/** Arrays in device memory, and where an operation is recorded. */
+export type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 export type { Recorder } from "../ops/recorder.ts";
+/** Rotary embedding of queries and keys. */
 export * from "../ops/rope/index.ts";

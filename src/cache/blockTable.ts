@@ -2,6 +2,7 @@
  * The pages of one sequence, in order. Append-only, so that what a device was told of it stays true; the two exceptions have names.
  */
 
+/** Page numbers in the order of the tokens. */
 export class BlockTable {
   #pages = new Int32Array(8);
   #length = 0;

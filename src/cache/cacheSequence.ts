@@ -4,6 +4,7 @@
 
 import { BlockTable } from "./blockTable.ts";
 
+/** One sequence's pages and lengths, made by `KvCache.add`, `create` or `fork`. */
 export class CacheSequence {
   readonly table = new BlockTable();
   readonly salt: string;

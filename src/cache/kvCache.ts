@@ -8,6 +8,7 @@ import { CacheSequence } from "./cacheSequence.ts";
 import { type PageListener, PagePool } from "./pagePool.ts";
 import { NO_PAGE, type PageHash, PrefixIndex } from "./prefixIndex.ts";
 
+/** The size of a cache, what its pages mean, and who listens. */
 export interface KvCacheOptions {
   readonly numPages: number;
   /** Tokens per page. */

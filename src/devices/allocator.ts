@@ -23,6 +23,7 @@ export interface AllocatorStats {
   readonly highWaterBytes: number;
 }
 
+/** Bytes: every buffer begins at a multiple of this. */
 export const ALIGNMENT = 64;
 
 interface Range {
@@ -30,6 +31,7 @@ interface Range {
   end: number;
 }
 
+/** Gives out ranges of addresses, and knows which of them were ever given out. */
 export class Allocator {
   readonly #begin: number;
   readonly #end: number;

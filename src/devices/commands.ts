@@ -19,6 +19,7 @@ import {
 import type { DeviceKernel } from "./kernelStore.ts";
 import type { DeviceMemory, MemorySource } from "./memory.ts";
 
+/** How a launch is shared among threads. */
 export interface LaunchOptions {
   /** Tasks taken at a time from the shared counter. Default: about eight chunks for each thread. */
   readonly grain?: number;
@@ -31,6 +32,7 @@ const INITIAL_PARAM_WORDS = 4096;
 const CHUNKS_PER_THREAD = 8;
 const MAX_CHUNKS = 2 ** 30; // tickets are compared by signed difference
 
+/** A list of launches in device memory: recorded, run by `CpuDevice.run` as often as wanted, reset, recorded again. */
 export class CommandList {
   readonly #owner: MemorySource;
   readonly #threads: number;

@@ -17,6 +17,7 @@ import { DeviceMemory, type MemorySource } from "./memory.ts";
 import { canSleepHere, type Platform } from "./platform.ts";
 import { WorkerPool } from "./pool.ts";
 
+/** What a device's memory holds now, in bytes. */
 export interface DeviceStats {
   readonly numBuffers: number;
   readonly usedBytes: number;
@@ -30,6 +31,7 @@ export interface DeviceStats {
 const PATIENCE_MS = 20;
 const SCRATCH_ALIGNMENT = 128;
 
+/** A CPU as a device: its memory, kernels and threads. Made by `create`, ended by `close`. */
 export class CpuDevice {
   readonly threads: number;
   readonly features: WasmFeatures;

@@ -6,6 +6,7 @@ import { CONTROL_BYTES } from "./controlBlock.ts";
 import { MAX_MEMORY_BYTES } from "./memory.ts";
 import type { Platform } from "./platform.ts";
 
+/** What `CpuDevice.create` can be asked for. */
 export interface CpuDeviceOptions {
   /** Threads that run kernels, the caller's included. Default: the cores available; 1 where memory cannot be shared. */
   readonly threads?: number;

@@ -8,6 +8,7 @@ import { ArgumentError } from "../tensor/errors.ts";
 import { type DeviceKernel, KERNEL_RECORD_BYTES, type KernelModule, writeKernelRecord } from "./kernelStore.ts";
 import type { MemorySource } from "./memory.ts";
 
+/** The kernels of one device, by definition and spec. */
 export class KernelLibrary {
   readonly #source: MemorySource;
   readonly #features: WasmFeatures;

@@ -16,6 +16,7 @@ export interface KernelModule {
   readonly scratchBytes: number;
 }
 
+/** A parameter word of a kernel. */
 export interface KernelParameter {
   readonly name: string;
   /** A parameter word holds an f32 if this is "f32", else 32 bits of an integer or an address. */

@@ -1,5 +1,6 @@
 /** What the worker pool needs from where it runs. `platform.node.ts` and `platform.web.ts` provide it. */
 
+/** The runtime around a device: Node or a browser. */
 export interface Platform {
   /** Cores this process may use. */
   readonly availableThreads: number;
@@ -17,12 +18,14 @@ export interface WorkerStart {
   readonly spinMicroseconds: number;
 }
 
+/** What the pool hears of a worker. */
 export interface WorkerEvents {
   onReady(): void;
   /** The worker is gone; `reason` says why if it is known. Called once at most. */
   onExit(reason: string): void;
 }
 
+/** A worker, as its pool holds it. */
 export interface WorkerHandle {
   /** Ends the worker wherever it is. `onExit` follows. */
   terminate(): void;

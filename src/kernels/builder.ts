@@ -37,6 +37,7 @@ export interface KernelTarget {
   readonly lanes: number;
 }
 
+/** A local of a kernel that can be set again: `value` reads what it holds at that point. */
 export interface Variable<T extends ValueType> {
   readonly value: Value<T>;
   set(value: Operand<T>): void;
@@ -71,7 +72,9 @@ const storeTypes = {
   "i32v to u16": "i32v",
 } as const satisfies Record<StoreForm, ValueType>;
 
+/** A kernel's parameters by name, in the order of their words. */
 export type ParameterTypes = Readonly<Record<string, ParameterType>>;
+/** What `build` gets for them: pointers are i32 values. */
 export type ParameterValues<P extends ParameterTypes> = {
   readonly [N in keyof P]: Value<P[N] extends "f32" ? "f32" : "i32">;
 };
@@ -91,6 +94,7 @@ export function defineKernel<Spec, const P extends ParameterTypes>(
   return definition;
 }
 
+/** Collects the statements of one kernel while its `build` runs. Throws KernelTypeError for operands of the wrong type. */
 export class KernelBuilder implements KernelTarget {
   readonly lanes: number;
   /** Address of this thread's scratch memory. */

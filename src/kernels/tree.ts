@@ -11,6 +11,7 @@ import type { Operation } from "./operations.ts";
  */
 export type ValueType = "i32" | "f32" | "i32v" | "f32v" | "i16v" | "i8v";
 
+/** The types of a whole register. */
 export type VectorType = Exclude<ValueType, "i32" | "f32">;
 
 /** How a value lies in memory. The vector forms say what is read into which lanes. */
@@ -35,6 +36,7 @@ export type LoadForm =
   /** `2 * lanes` bytes, widened with sign to i16v. */
   | "i8 to i16v";
 
+/** How a value is written to memory. */
 export type StoreForm =
   | "i32"
   | "f32"
@@ -47,6 +49,7 @@ export type StoreForm =
   /** An i32v whose lanes are 0..65535, written as `lanes` 16-bit values. */
   | "i32v to u16";
 
+/** What has a value. `type` is that of the value. */
 export type Expression =
   | { readonly kind: "constant"; readonly type: "i32" | "f32"; readonly value: number }
   /** `bytes` is a pattern of 16 bytes, repeated over wider registers. */
@@ -70,6 +73,7 @@ export type Expression =
       readonly offset: number;
     };
 
+/** What is done, in order. */
 export type Statement =
   | { readonly kind: "set"; readonly local: number; readonly value: Expression }
   | {
@@ -97,6 +101,7 @@ export type Statement =
       readonly whenFalse: readonly Statement[];
     };
 
+/** A pointer is an i32 byte address. */
 export type ParameterType = "pointer" | "i32" | "f32";
 
 /** A kernel as a tree: locals 0..3 are the four arguments (see `entryLocals`), the rest are listed in `locals`. */

@@ -13,6 +13,7 @@ export type Operand<T extends ValueType> = Value<T> | number;
 
 type MaskOf<T extends ValueType> = T extends "i32" | "f32" ? "i32" : "i32v";
 
+/** An expression of type `T`. Methods make larger expressions and compute nothing; KernelTypeError where the type has no such operation. */
 export class Value<T extends ValueType = ValueType> {
   readonly type: T;
   readonly expression: Expression;

@@ -2,6 +2,7 @@
 
 import type { CommandList, CpuDevice } from "../devices/index.ts";
 
+/** A device, and the list of its commands that is being recorded. */
 export interface Recorder {
   readonly device: CpuDevice;
   readonly commands: CommandList;

@@ -1,21 +1,45 @@
 /**
- * `kvasir/reference`: what every operation means, as plain loops in float64, to test other kernels against. Only re-exports.
+ * `kvasir/reference`: what every operation means, as plain loops in float64, to test other kernels against. Only re-exports; each
+ * function's own docstring has the shapes.
  */
+
+/** Keys or values of new tokens to their slots; and what a page of a storage type holds of an f32 value. */
 export { type AppendKvSpec, appendKv, storedValue } from "../ops/appendKv/index.ts";
+/** Ragged paged attention, with the LSE of each row; the page layouts that its strides describe. */
 export {
+  type AttentionBatch,
   type AttentionInputs,
   type AttentionOutputs,
   type AttentionSpec,
   attentionReference,
+  combinedStrides,
+  hndStrides,
+  nhdStrides,
+  type PageStrides,
   type ReferenceSpec,
 } from "../ops/attention/index.ts";
+/** Copies of whole cache pages, in order. */
 export { copyPages } from "../ops/copyPages/index.ts";
+/** Sums and products of rows, element by element. */
 export { add, addBias, multiply, scale } from "../ops/elementwise/index.ts";
+/** Rows of a table by token id. */
 export { embedding } from "../ops/embedding/index.ts";
-export { type Activation, activations, gatedActivation, splitGateUp } from "../ops/gatedActivation/index.ts";
+/** activation(gate) * up, and the activation functions themselves. */
+export {
+  type Activation,
+  activations,
+  type GatedActivationSpec,
+  gatedActivation,
+} from "../ops/gatedActivation/index.ts";
+/** Rows of a matrix by index. */
+export { gatherRows } from "../ops/gatherRows/index.ts";
+/** Soft cap; largest logit, where it is, and log-sum-exp of a row; a row's largest logits in order. */
 export { type Candidate, type RowStatistics, rowStatistics, softCap, topCandidates } from "../ops/logits/index.ts";
+/** Matrix products with weights [out features, in features]. */
 export { matmul, type ReferenceMatmul } from "../ops/matmul/index.ts";
+/** Root-mean-square normalisation, with both weight conventions. */
 export { type RmsNormSpec, rmsNorm } from "../ops/rmsNorm/index.ts";
+/** Rotary embedding: the rotation, its frequencies under every scaling, and cos and sin by position. */
 export {
   attentionFactor,
   inverseFrequencies,
@@ -24,4 +48,5 @@ export {
   RopeTable,
   ropeReference,
 } from "../ops/rope/index.ts";
-export { dequantize } from "../tensor/index.ts";
+/** The weights in the blocks of a model file, for every stored type. */
+export { dequantize, type WeightType } from "../tensor/index.ts";

@@ -6,6 +6,7 @@ import { ByteWriter } from "./bytes.ts";
 import { emitFunction } from "./emit.ts";
 import type { WasmFeatures } from "./features.ts";
 
+/** A kernel as a WebAssembly module, not yet instantiated. */
 export interface CompiledKernel {
   readonly name: string;
   readonly params: KernelTree["params"];
@@ -20,6 +21,7 @@ export const wasmTarget = { lanes: 4 } as const;
 const i32Type = 0x7f;
 const maxPages = 65536;
 
+/** Builds the tree of `definition` for `spec` and emits it as a module for an engine with these features. */
 export function compileWasm<Spec, P extends ParameterTypes>(
   definition: KernelDefinition<Spec, P>,
   spec: Spec,

@@ -5,6 +5,10 @@
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 import { checkPositive, checkRows, countRows, type DeviceTensor, type RowsTensor } from "../elementwise/rows.ts";
 
+/** Where f16 pages saturate. */
+export const LARGEST_F16 = 65504;
+
+/** What specialises the append: the shape of a token's row and how pages store it. */
 export interface AppendKvSpec {
   readonly numKvHeads: number;
   /** Elements of one head, the same for keys and values. */

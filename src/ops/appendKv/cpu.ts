@@ -2,9 +2,7 @@
 import { defineKernel, f32ToF16, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { elementAddress, forLanes, type Lanes, lanesScratchBytes } from "../elementwise/lanes.ts";
 import type { Recorder } from "../recorder.ts";
-import { type AppendKvArgs, type AppendKvSpec, checkAppendKv } from "./contract.ts";
-
-const LARGEST_F16 = 65504;
+import { type AppendKvArgs, type AppendKvSpec, checkAppendKv, LARGEST_F16 } from "./contract.ts";
 
 /** Elements worth fetching as one piece of work. */
 const GRAIN_ELEMENTS = 4096;

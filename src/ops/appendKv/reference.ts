@@ -1,8 +1,6 @@
 /** The append by its definition: a scatter of rows, on contiguous pages [slot][kv head][head dim]. */
 import { f16ToF32, f32ToF16 } from "../../tensor/index.ts";
-import type { AppendKvSpec } from "./contract.ts";
-
-const LARGEST_F16 = 65504;
+import { type AppendKvSpec, LARGEST_F16 } from "./contract.ts";
 
 /** The value a page of this storage holds after `x` (an f32 value) was written to it. */
 export function storedValue(storage: AppendKvSpec["storage"], x: number): number {

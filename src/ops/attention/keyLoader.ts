@@ -120,6 +120,7 @@ function forRegisters(
   });
 }
 
+/** Bytes of one element of a page. */
 export function storageBytes(storage: PageStorage): number {
   return decoders[storage].elementBytes;
 }

@@ -22,6 +22,7 @@ export interface AttentionInputs {
   readonly vScale?: number;
 }
 
+/** The results of every row, rows past the batch included. */
 export interface AttentionOutputs {
   /** [numRows, numQHeads, headDim] */
   readonly out: Float64Array;
@@ -29,6 +30,7 @@ export interface AttentionOutputs {
   readonly lse: Float64Array;
 }
 
+/** What of a spec has a meaning; the rest says how it is stored, split or returned. */
 export type ReferenceSpec = Omit<AttentionSpec, "storage" | "splitSize" | "returnLse" | "alibi">;
 
 /** Attention of every row of the batch. Throws ArgumentError for lengths or page ids that do not fit together. */

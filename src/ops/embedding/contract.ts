@@ -6,6 +6,7 @@
 import { ArgumentError } from "../../tensor/index.ts";
 import type { WeightMatrix } from "../matmul/index.ts";
 
+/** Device addresses of a lookup; out: f32 [numTokens, columns of the table]. */
 export interface EmbeddingArgs {
   readonly table: WeightMatrix;
   /** i32 [numTokens], each below the table's rows: the caller checks, the kernel reads what it is told. */

@@ -2,6 +2,7 @@
 
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 
+/** Device addresses; x, out: f32 rows of `columns` elements. */
 export interface GatherRowsArgs {
   /** f32 [rows, columns] */
   readonly x: number;

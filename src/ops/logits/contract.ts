@@ -38,6 +38,7 @@ export interface SoftCapArgs {
   readonly numRows?: number;
 }
 
+/** Which statistics are wanted besides the maximum and where it is. */
 export interface RowStatisticsSpec {
   /** Without it `logSumExp` is not computed and its tensor not needed; greedy decoding saves the exponentials. */
   readonly withLogSumExp: boolean;
@@ -57,6 +58,7 @@ export interface RowStatisticsArgs {
   readonly numRows?: number;
 }
 
+/** How many candidates are wanted of each row. */
 export interface TopCandidatesSpec {
   /** Candidates per row, 1 to 64. */
   readonly numCandidates: number;

@@ -30,11 +30,13 @@ export type ActivationPrecision = "f32" | "int8" | "int16";
 const quantized = (type: WeightType): boolean => type !== "F32" && type !== "F16" && type !== "BF16";
 const hasEightBitWeights = (type: WeightType): boolean => type === "Q8_0" || type === "IQ4_NL" || type === "IQ4_XS";
 
+/** The arithmetic that weights of a type take at a precision of activations. */
 export function arithmeticFor(type: WeightType, precision: ActivationPrecision): Arithmetic {
   if (!quantized(type) || precision === "f32") return "f32";
   return precision === "int16" || hasEightBitWeights(type) ? "i16" : "i8";
 }
 
+/** Device addresses and sizes of one product. */
 export interface MatmulArgs {
   readonly weight: WeightMatrix;
   /** Address of the activations: f32 [numTokens, columns], or what `ActivationWorkspace` made for the weight's arithmetic. */

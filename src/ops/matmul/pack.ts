@@ -5,6 +5,7 @@ import { type WeightType, weightBlock } from "../../tensor/index.ts";
 import { formatOf, packedOffset, quantizedFormat } from "./formats.ts";
 import { panelBlockStride, panelStart } from "./panels.ts";
 
+/** What specialises the packing kernel. */
 export interface PackSpec {
   readonly type: WeightType;
   readonly columns: number;

@@ -1,5 +1,6 @@
 /** The matrix product in float64. */
 
+/** out[t, r] = sum over c of weight[r, c] x[t, c] (+ bias[r]). */
 export interface ReferenceMatmul {
   /** [rows, columns] */
   readonly weight: ArrayLike<number>;

@@ -13,6 +13,7 @@ import {
   type RowsTensor,
 } from "../elementwise/rows.ts";
 
+/** What specialises the kernel; the number of rows and the strides are run-time values. */
 export interface RmsNormSpec {
   /** Elements that are normalised together: the hidden size, or the head dimension for a norm of queries and keys. */
   readonly dim: number;

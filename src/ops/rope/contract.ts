@@ -44,6 +44,7 @@ export type RopeScaling =
   /** One divisor for each frequency, as GGUF files carry them (`rope_freqs.weight`). */
   | { readonly type: "factors"; readonly factors: readonly number[] };
 
+/** How the heads of a layer rotate with their position (RoFormer, Su et al. 2021). */
 export interface RopeSpec {
   readonly headDim: number;
   /** The first channels of a head, which rotate; the others pass unchanged. Even, at most headDim. */

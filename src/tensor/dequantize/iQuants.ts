@@ -1,15 +1,11 @@
 // 4-bit codes into a table of sixteen unevenly spaced levels, as ggml defines them (ggml-quants.c): IQ4_NL and IQ4_XS.
 
-import { f16ToF32 } from "../float16.ts";
+import { readF16 } from "./readF16.ts";
 
 const f32 = Math.fround;
 
 /** The sixteen levels of IQ4_NL and IQ4_XS, by code. */
 export const iq4Levels: readonly number[] = [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
-
-function readF16(bytes: Uint8Array, at: number): number {
-  return f16ToF32(bytes[at] | (bytes[at + 1] << 8));
-}
 
 /** f16 d; 16 bytes of two codes: weight i in the low half of byte i, weight i + 16 in the high half. w = d level. */
 export function dequantizeIQ4_NL(bytes: Uint8Array, at: number, out: Float32Array, to: number): void {

@@ -1,13 +1,9 @@
 // Super-blocks of 256 weights whose sub-blocks of 16 or 32 carry small integer scales, as ggml defines them (ggml-quants.c): Q2_K to Q6_K.
 // Every product and sum is rounded to float32, as there.
 
-import { f16ToF32 } from "../float16.ts";
+import { readF16 } from "./readF16.ts";
 
 const f32 = Math.fround;
-
-function readF16(bytes: Uint8Array, at: number): number {
-  return f16ToF32(bytes[at] | (bytes[at + 1] << 8));
-}
 
 /**
  * 16 bytes of (4-bit scale, 4-bit minimum); 64 bytes of 2-bit codes; f16 d, f16 dmin. Sub-blocks of 16: w = d scale q - dmin minimum.

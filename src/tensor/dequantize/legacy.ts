@@ -1,13 +1,9 @@
 // Blocks of 32 weights with one scale, and for the "_1" types one minimum, as ggml defines them (ggml-quants.c): Q4_0, Q4_1, Q5_0, Q5_1,
 // Q8_0. Every product and sum is rounded to float32, as there.
 
-import { f16ToF32 } from "../float16.ts";
+import { readF16 } from "./readF16.ts";
 
 const f32 = Math.fround;
-
-function readF16(bytes: Uint8Array, at: number): number {
-  return f16ToF32(bytes[at] | (bytes[at + 1] << 8));
-}
 
 function readU32(bytes: Uint8Array, at: number): number {
   return (bytes[at] | (bytes[at + 1] << 8) | (bytes[at + 2] << 16) | (bytes[at + 3] << 24)) >>> 0;

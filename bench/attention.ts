@@ -82,6 +82,7 @@ async function measure(device: CpuDevice, scenario: Scenario): Promise<Attention
   const commands = device.commands();
   recordAttention({ device, commands }, plan, { q: q.pointer, kPages: k.pointer, vPages: v.pointer, out: out.pointer });
   const peak = new ComputePeak(device);
+  await peak.warm("f32");
 
   await device.run(commands);
   const times: number[] = [];

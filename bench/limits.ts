@@ -10,6 +10,8 @@ import { type Spread, spread } from "./result.ts";
 /** Many times the caches of any machine this is likely to run on. */
 const READ_BYTES = 256 * 2 ** 20;
 const TASK_BYTES = 2 ** 18;
+/** Long enough for the engine to replace its quick first code of a kernel on every thread. */
+const WARM_MS = 200;
 
 const readMemory = defineKernel({
   name: "benchReadMemory",
@@ -45,6 +47,11 @@ export class ReadBandwidth {
     this.#commands = device.commands();
     const kernel = device.compile(readMemory, { taskBytes: TASK_BYTES });
     this.#commands.launch(kernel, { from: from.pointer, out: out.pointer }, numTasks);
+  }
+
+  /** Reads until the engine's optimised code is in place. */
+  async warm(): Promise<void> {
+    for (const end = performance.now() + WARM_MS; performance.now() < end; ) await this.measure(1);
   }
 
   /** GB/s of each of `rounds` passes over the buffer. */
@@ -174,6 +181,11 @@ export class ComputePeak {
     this.#lists = new Map(peaks.map((peak) => [peak, list(peak)]));
   }
 
+  /** Computes until the engine's optimised code is in place. */
+  async warm(peak: Peak): Promise<void> {
+    for (const end = performance.now() + WARM_MS; performance.now() < end; ) await this.measure(peak, 1);
+  }
+
   /** GOP/s per thread of each of `rounds` runs (a few milliseconds each). */
   async measure(peak: Peak, rounds: number): Promise<number[]> {
     const commands = this.#lists.get(peak);
@@ -194,8 +206,6 @@ export class ComputePeak {
   }
 }
 
-/** Rounds before the engine's optimised code of a kernel runs on every thread, and rounds that count. */
-const WARM_ROUNDS = 8;
 const COUNTED_ROUNDS = 9;
 
 export interface Limits {
@@ -206,15 +216,15 @@ export interface Limits {
   readonly peaks: Readonly<Record<Peak, Spread>>;
 }
 
-/** All limits of a device. Takes about a second. */
+/** All limits of a device. Takes about two seconds. */
 export async function measureLimits(device: CpuDevice): Promise<Limits> {
   const bandwidth = new ReadBandwidth(device);
   const compute = new ComputePeak(device);
-  await bandwidth.measure(WARM_ROUNDS);
+  await bandwidth.warm();
   const read = spread(await bandwidth.measure(COUNTED_ROUNDS));
   const measured: [Peak, Spread][] = [];
   for (const peak of peaks) {
-    await compute.measure(peak, WARM_ROUNDS);
+    await compute.warm(peak);
     measured.push([peak, spread(await compute.measure(peak, COUNTED_ROUNDS))]);
   }
   bandwidth.free();

@@ -49,8 +49,8 @@ async function measureRounds(engine: Engine, work: ModelWork, threads: number): 
   const bandwidth = new ReadBandwidth(device);
   const peak = new ComputePeak(device);
   const rounds: Rounds = { read: [], f32Peak: [], one: [], sixteen: [], prefill: [] };
-  await bandwidth.measure(4);
-  await peak.measure("f32", 6);
+  await bandwidth.warm();
+  await peak.warm("f32");
   // The first round is not counted: kernels and prompts are prepared in it.
   for (let round = -1; round < ROUNDS; round++) {
     const read = await bandwidth.measure(2);

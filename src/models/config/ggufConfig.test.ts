@@ -1,9 +1,9 @@
 import { readFileSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { fixtures, windows } from "../../../test/models/checkpointFixtures.ts";
 import { FormatError } from "../../tensor/index.ts";
 import { nodeFolder } from "../formats/file.node.ts";
 import { bytesSource, openWeights } from "../formats/index.ts";
-import { fixtures, windows } from "./checkpointFixtures.ts";
 import { expectedTensors } from "./expectedTensors.ts";
 import { ggufConfig } from "./ggufConfig.ts";
 import { locateTensors } from "./locateTensors.ts";

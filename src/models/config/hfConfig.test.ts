@@ -1,8 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { cases, changed, checkpoint, config, readJson, windows } from "../../../test/models/checkpointFixtures.ts";
 import { FormatError } from "../../tensor/index.ts";
 import type { JsonObject } from "../formats/index.ts";
-import { cases, changed, checkpoint, config, readJson, windows } from "./checkpointFixtures.ts";
 import { expectedTensors } from "./expectedTensors.ts";
 import { hfConfig } from "./hfConfig.ts";
 import { locateTensors } from "./locateTensors.ts";

@@ -1,5 +1,5 @@
 import { describe, expect, it } from "vitest";
-import { checkpoint, config } from "./checkpointFixtures.ts";
+import { checkpoint, config } from "../../../test/models/checkpointFixtures.ts";
 import { expectedTensors } from "./expectedTensors.ts";
 import { locateTensors } from "./locateTensors.ts";
 

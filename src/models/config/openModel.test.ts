@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { describe, expect, it } from "vitest";
+import { cases } from "../../../test/models/checkpointFixtures.ts";
 import { locate } from "../formats/file.node.ts";
-import { cases } from "./checkpointFixtures.ts";
 import { expectedTensors } from "./expectedTensors.ts";
 import { openModel } from "./openModel.ts";
 

@@ -1,13 +1,19 @@
-// The committed configs and tensor lists of small checkpoints that transformers wrote, for the tests of this folder.
+// The committed configs and tensor lists of small checkpoints that transformers wrote, for the tests of src/models/config. For tests only.
 
 import { readFileSync } from "node:fs";
-import { type WeightType, weightBytes } from "../../tensor/index.ts";
-import { bytesSource, type JsonObject, parseJsonObject, type TensorEntry, type WeightsFile } from "../formats/index.ts";
-import { hfConfig } from "./hfConfig.ts";
-import type { ModelConfig } from "./modelConfig.ts";
+import { hfConfig } from "../../src/models/config/hfConfig.ts";
+import type { ModelConfig } from "../../src/models/config/modelConfig.ts";
+import {
+  bytesSource,
+  type JsonObject,
+  parseJsonObject,
+  type TensorEntry,
+  type WeightsFile,
+} from "../../src/models/formats/index.ts";
+import { type WeightType, weightBytes } from "../../src/tensor/index.ts";
 
 /** Where the committed files lie. */
-export const fixtures = new URL("../../../test/fixtures/formats/", import.meta.url);
+export const fixtures = new URL("../fixtures/formats/", import.meta.url);
 
 /** Reads a JSON fixture. */
 export function readJson(path: string): JsonObject {
@@ -28,6 +34,7 @@ export const cases = [
   "phi3_longrope",
 ] as const;
 
+/** The name of a checkpoint. */
 export type Case = (typeof cases)[number];
 
 /** The config of a case. */

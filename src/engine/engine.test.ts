@@ -189,7 +189,7 @@ describe("Engine", () => {
     await Promise.all([
       expect(engine.complete({ prompt: "bad!" })).rejects.toThrow(LogitsError),
       expect(engine.complete({ prompt: "" })).rejects.toThrow(ArgumentError),
-      expect(engine.complete({ prompt: [5, 128] })).rejects.toThrow("promptTokens[1] = 128 is not a token"),
+      expect(engine.complete({ prompt: [5, 128] })).rejects.toThrow("prompt[1] = 128 is not a token"),
       expect(engine.complete({ prompt: [1.5] })).rejects.toThrow("prompt[0] = 1.5 is not a token"),
       expect(engine.complete({ prompt: "x".repeat(2000) })).rejects.toThrow(CapacityError),
       expect(engine.complete({ prompt: "a", topP: 7 })).rejects.toThrow("topP = 7 must be from 0 to 1"),

@@ -157,7 +157,7 @@ describe("EngineCore", () => {
 
   it("refuses a request that can never run, and that one alone", async () => {
     const { core } = setUp({ numPages: 3, pageSize: 4, maxPositions: 40 });
-    expect(() => core.addRequest(request("empty", []))).toThrow("request empty: promptTokens is empty");
+    expect(() => core.addRequest(request("empty", []))).toThrow("request empty: the prompt is empty");
     expect(() => core.addRequest(request("pool", range(13)))).toThrow(
       "the prompt has 13 tokens; the cache holds 12 (3 pages of 4)",
     );

@@ -96,7 +96,8 @@ export class EngineCore {
     const maxPages = Math.ceil(maxComputedTokens(runner) / pageSize);
     this.#batch = new StepBatch(this.#cache, {
       maxNumTokens: maxNumBatchedTokens,
-      maxNumSeqs,
+      // Each sequence of a step has at least one token in it.
+      maxNumSeqs: Math.min(maxNumSeqs, maxNumBatchedTokens),
       maxNumPromptRows,
       maxPages,
     });

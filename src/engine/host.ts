@@ -17,6 +17,7 @@ import {
   toPlainError,
 } from "./messages.ts";
 import { nextTurn } from "./nextTurn.ts";
+import { checkRequestFields } from "./optionFields.ts";
 import { isConversation, promptTokens } from "./promptTokens.ts";
 import { RequestSampler } from "./requestSampler.ts";
 import { resolveSampling } from "./samplingParams.ts";
@@ -110,13 +111,15 @@ class EngineHost {
   }
 
   #start(id: number, request: PlainRequest): void {
+    checkRequestFields(request);
     const { tokenizer, description, runner } = this.#backend;
+    const { vocabSize } = runner;
     const { prompt, maxTokens = DEFAULT_MAX_TOKENS, n = 1, cacheSalt } = request;
     const stops = typeof request.stop === "string" ? [request.stop] : (request.stop ?? []);
-    const sampling = resolveSampling(request, { vocabSize: runner.vocabSize, eosTokenIds: description.eosTokenIds });
-    const tokens = Int32Array.from(promptTokens(prompt, tokenizer, request));
+    const sampling = resolveSampling(request, { vocabSize, eosTokenIds: description.eosTokenIds });
+    const tokens = Int32Array.from(promptTokens(prompt, { tokenizer, vocabSize }, request));
     const newText = () => outputText(tokenizer, stops, !isConversation(prompt));
-    const samples = Array.from({ length: n }, (_, index) => new LiveSample(index, sampling, tokens, newText()));
+    const firstText = newText(); // refuses stop strings before anything is taken
     const key = String(id);
     this.#core.addRequest({
       id: key,
@@ -126,6 +129,10 @@ class EngineHost {
       sampling,
       ...(cacheSalt === undefined ? {} : { cacheSalt }),
     });
+    const samples = Array.from(
+      { length: n },
+      (_, index) => new LiveSample(index, sampling, tokens, index === 0 ? firstText : newText()),
+    );
     this.#live.set(key, new LiveRequest(id, tokens.length, samples));
     this.#promptTokens += tokens.length;
     this.#running ??= this.#run();
@@ -177,7 +184,11 @@ class EngineHost {
   #answer(call: CallMessage): Calls[keyof Calls]["answer"] {
     switch (call.name) {
       case "tokenize":
-        return promptTokens(call.question.prompt, this.#backend.tokenizer, call.question.options);
+        return promptTokens(
+          call.question.prompt,
+          { tokenizer: this.#backend.tokenizer, vocabSize: this.#backend.runner.vocabSize },
+          call.question.options,
+        );
       case "detokenize":
         return this.#backend.tokenizer.decode(call.question.tokenIds);
       case "stats":

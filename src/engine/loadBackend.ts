@@ -5,6 +5,7 @@ import { type LoadedModel, loadModel } from "../models/loadModel.ts";
 import { ArgumentError } from "../tensor/errors.ts";
 import type { EngineBackend, EngineTokenizer, LoadBackend } from "./backend.ts";
 import type { PlainLoadOptions } from "./messages.ts";
+import { checkLoadFields } from "./optionFields.ts";
 import type { LoadProgress, ModelDescription } from "./types.ts";
 
 const DEFAULTS = {
@@ -35,6 +36,7 @@ export async function loadBackendFrom(
   options: PlainLoadOptions,
   onProgress: (progress: LoadProgress) => void,
 ): Promise<EngineBackend> {
+  checkLoadFields(options);
   const { device, threads, ...sizes } = { ...DEFAULTS, ...definedOf(options) };
   requireOneOf("device", device, ["auto", "cpu"]);
   requireOneOf("cacheType", sizes.cacheType, ["f16", "f32"]);

@@ -10,22 +10,33 @@ export function isConversation(prompt: Prompt): prompt is readonly ChatMessage[]
   return typeof prompt !== "string" && typeof prompt[0] === "object";
 }
 
+/** The model's side of the matter. */
+export interface PromptModel {
+  readonly tokenizer: EngineTokenizer;
+  readonly vocabSize: number;
+}
+
 /**
  * Text gets the model's special tokens around it; a conversation is rendered with the assistant's turn opened; tokens stay as they are.
- * Throws ArgumentError for anything else, and for a conversation with a model that has no chat template.
+ * Throws ArgumentError for anything else, for a number that is no token, and for a conversation with a model that has no chat template.
  */
-export function promptTokens(prompt: Prompt, tokenizer: EngineTokenizer, options: TokenizeOptions): number[] {
+export function promptTokens(
+  prompt: Prompt,
+  { tokenizer, vocabSize }: PromptModel,
+  options: TokenizeOptions,
+): number[] {
   if (typeof prompt === "string")
     return tokenizer.encode(prompt, { parseSpecialTokens: options.parseSpecialTokens ?? false });
   if (!Array.isArray(prompt))
     throw new ArgumentError(
-      `prompt must be text, an array of token numbers or an array of messages, got ${typeof prompt}`,
+      `prompt must be text, an array of token numbers or an array of messages, got ${prompt === null ? "null" : typeof prompt}`,
     );
   if (isConversation(prompt)) return conversationTokens(prompt, tokenizer, options.templateVariables);
   const tokens: readonly unknown[] = prompt;
   return tokens.map((token, i) => {
-    if (typeof token === "number" && Number.isSafeInteger(token)) return token;
-    throw new ArgumentError(`prompt[${i}] = ${String(token)} is not a token: tokens are integers`);
+    if (typeof token === "number" && Number.isInteger(token) && token >= 0 && token < vocabSize) return token;
+    const shown = typeof token === "string" ? JSON.stringify(token) : String(token);
+    throw new ArgumentError(`prompt[${i}] = ${shown} is not a token: tokens are integers from 0 to ${vocabSize - 1}`);
   });
 }
 

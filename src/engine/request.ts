@@ -27,6 +27,9 @@ export interface RequestLimits {
   readonly pageSize: number;
 }
 
+/** Each sample has a state of its own from the beginning on: no request may fill the memory with them. */
+const MAX_SAMPLES = 1024;
+
 /** The most tokens a sequence may have in the cache. The token sampled last is never computed, so a text may be one longer. */
 export function maxComputedTokens(limits: RequestLimits): number {
   return Math.min(limits.maxPositions, limits.numPages * limits.pageSize);
@@ -42,13 +45,13 @@ export function validateRequest(request: EngineRequest, limits: RequestLimits): 
   const { length } = promptTokens;
   if (length === 0)
     throw new ArgumentError(
-      `request ${id}: promptTokens is empty; give at least one token, such as the model's begin token`,
+      `request ${id}: the prompt is empty; give at least one token, such as the model's begin token`,
     );
   if (!Number.isSafeInteger(maxTokens) || maxTokens < 0) {
     throw new ArgumentError(`request ${id}: maxTokens = ${maxTokens} must be an integer of at least 0`);
   }
-  if (!Number.isSafeInteger(n) || n < 1)
-    throw new ArgumentError(`request ${id}: n = ${n} must be an integer of at least 1`);
+  if (!Number.isInteger(n) || n < 1 || n > MAX_SAMPLES)
+    throw new ArgumentError(`request ${id}: n = ${n} must be an integer from 1 to ${MAX_SAMPLES}`);
   if (length > maxPositions) {
     throw new CapacityError(
       `request ${id}: the prompt has ${length} tokens; the model's context holds ${maxPositions}`,

@@ -17,10 +17,14 @@ export function resolveSampling(request: GenerateRequest, { vocabSize, eosTokenI
   const count = `an integer from 0 to ${vocabSize}`;
   const isCount = (value: number) => Number.isInteger(value) && value >= 0 && value <= vocabSize;
 
-  const logitBias = Object.entries(request.logitBias ?? {}).map(([key, bias]) => ({
-    tokenId: check("logitBias key", Number(key), isToken, tokens),
-    bias: check(`logitBias[${key}]`, bias, (value) => value < Number.POSITIVE_INFINITY, "a finite number or -Infinity"),
-  }));
+  const logitBias = Object.entries(request.logitBias ?? {}).map(([key, bias]) => {
+    if (!isToken(Number(key))) throw new ArgumentError(`logitBias key = ${key} must be ${tokens}`);
+    const isBias = (value: number) => value < Number.POSITIVE_INFINITY;
+    return {
+      tokenId: Number(key),
+      bias: check(`logitBias[${key}]`, bias, isBias, "a finite number or -Infinity"),
+    };
+  });
   for (const token of request.stopTokens ?? []) check("stopTokens entry", token, isToken, tokens);
   return {
     temperature: check(
@@ -64,6 +68,8 @@ export function resolveSampling(request: GenerateRequest, { vocabSize, eosTokenI
 
 function check(name: string, value: number, isRight: (value: number) => boolean, right: string): number {
   if (typeof value !== "number" || !isRight(value))
-    throw new ArgumentError(`${name} = ${String(value)} must be ${right}`);
+    throw new ArgumentError(
+      `${name} = ${typeof value === "string" ? JSON.stringify(value) : String(value)} must be ${right}`,
+    );
   return value;
 }

@@ -171,7 +171,7 @@ describe("EngineCore", () => {
     expect(() => core.addRequest(request("count", [1], { maxTokens: -1 }))).toThrow(
       "maxTokens = -1 must be an integer of at least 0",
     );
-    expect(() => core.addRequest(request("count", [1], { n: 0 }))).toThrow("n = 0 must be an integer of at least 1");
+    expect(() => core.addRequest(request("count", [1], { n: 0 }))).toThrow("n = 0 must be an integer from 1 to 1024");
     core.addRequest(request("good", range(4)));
     expect(() => core.addRequest(request("good", range(4)))).toThrow(
       "request good: a request of this id is still running",

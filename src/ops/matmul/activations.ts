@@ -11,6 +11,7 @@ import { defineKernel, type KernelBuilder, type Value } from "../../kernels/inde
 /** How products are summed: f32 multiply-adds; 8-bit weights of at most 6 bits times 8-bit activations; 16 bit times 16 bit. */
 export type Arithmetic = "f32" | "i8" | "i16";
 
+/** Activations of a block, which share a scale. Sub-blocks of weights have the same length. */
 export const activationBlock = 32;
 const metaBytes = 16;
 
@@ -29,6 +30,7 @@ const metaOfRow = (columns: number): number => (columns / activationBlock) * met
 export const metaStart = (arithmetic: Exclude<Arithmetic, "f32">, columns: number): number =>
   columns * integerBytes(arithmetic);
 
+/** Which form rows of `columns` activations (a multiple of `activationBlock`) get. */
 export interface QuantizeSpec {
   readonly arithmetic: "i8" | "i16";
   readonly columns: number;

@@ -1,6 +1,7 @@
 /** Weight matrices and their products on the CPU device: allocation, packing, preparation of activations, launches. */
 
 import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import { wasmTarget } from "../../kernels/index.ts";
 import { ArgumentError, type WeightType } from "../../tensor/index.ts";
 import type { Recorder } from "../recorder.ts";
 import { type Arithmetic, activationBlock, activationRowBytes, quantizeActivations } from "./activations.ts";
@@ -18,8 +19,9 @@ import type { MatmulSpec } from "./kernelParts.ts";
 import { packPanels } from "./pack.ts";
 import { numPanels, panelBytes, panelsPerGroup } from "./panels.ts";
 
-const lanes = 4;
+const { lanes } = wasmTarget;
 
+/** What a weight matrix is to hold. */
 export interface WeightMatrixOptions {
   readonly name: string;
   readonly type: WeightType;

@@ -9,6 +9,7 @@ import { forBlocks, numSubBlocks, type OpenBlock, type QuantizedFormat, quantize
 import { forTasks, forTokenTiles, type MatmulSpec, matmulParams, storeTile, zeroSums } from "./kernelParts.ts";
 import { panelBlockStride, panelStart, panelsPerGroup } from "./panels.ts";
 
+/** The matrix product in f32, for weights of every type. */
 export const f32Expanded = defineKernel({
   name: "matmulF32",
   params: matmulParams,

@@ -80,7 +80,7 @@ function registerSource(
   blocks: readonly OpenBlock[],
   sub: number,
 ): WeightSource {
-  const groups = 32 / format.groupSize;
+  const groups = activationBlock / format.groupSize;
   return {
     bytes: (panel, unit) => blocks[panel].bytes(sub, unit),
     halves: (panel, unit) => widen(k, blocks[panel], sub, unit),
@@ -104,7 +104,7 @@ function expandedLayout(
 ): { scales: number; minima: number; numBytes: number } {
   const vector = lanes * 4;
   const scales = vector * (arithmetic === "i8" ? 8 : 16);
-  const groups = 32 / format.groupSize;
+  const groups = activationBlock / format.groupSize;
   const minima = scales + groups * vector;
   return { scales, minima, numBytes: minima + (format.hasMinimum ? groups * vector : 0) };
 }
@@ -174,7 +174,7 @@ function expandIntegers(
   const layout = expandedLayout(format, arithmetic, k.lanes);
   const vector = k.lanes * 4;
   const subBlocks = numSubBlocks(format);
-  const groups = 32 / format.groupSize;
+  const groups = activationBlock / format.groupSize;
   const start = panelStart(k, spec, p.weights, panel);
   forBlocks(k, spec.type, spec.columns, start, (open, block) => {
     for (let sub = 0; sub < subBlocks; sub++) {

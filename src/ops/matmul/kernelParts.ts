@@ -8,6 +8,7 @@ import type { KernelBuilder, ParameterValues, Value, Variable } from "../../kern
 import type { WeightType } from "../../tensor/index.ts";
 import type { Arithmetic } from "./activations.ts";
 
+/** What a matrix product kernel is compiled for. */
 export interface MatmulSpec {
   readonly type: WeightType;
   readonly arithmetic: Arithmetic;
@@ -21,6 +22,7 @@ export interface MatmulSpec {
   readonly accumulate: boolean;
 }
 
+/** What it is told at each launch. */
 export const matmulParams = {
   weights: "pointer",
   activations: "pointer",
@@ -36,6 +38,7 @@ export const matmulParams = {
   /** Tokens of a task; a multiple of the tile. */
   tokenBlock: "i32",
 } as const;
+/** The same as values of the kernel. */
 export type MatmulParams = ParameterValues<typeof matmulParams>;
 
 /** The f32 sums of a register tile: sums[panel][token]. */

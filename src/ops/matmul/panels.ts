@@ -9,6 +9,7 @@ import { type WeightType, weightBlock } from "../../tensor/index.ts";
 /** Panels that share a run of memory. Matrices are padded to whole groups; register tiles take 1, 2 or 4 panels of one group. */
 export const panelsPerGroup = 4;
 
+/** A weight matrix, as far as the place of its panels depends on it. */
 export interface PanelShape {
   readonly type: WeightType;
   readonly columns: number;

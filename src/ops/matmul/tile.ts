@@ -5,7 +5,7 @@
  */
 
 import type { KernelBuilder, Value } from "../../kernels/index.ts";
-import { meta } from "./activations.ts";
+import { activationBlock, meta } from "./activations.ts";
 import type { QuantizedFormat } from "./formats.ts";
 import type { TileSums } from "./kernelParts.ts";
 
@@ -33,7 +33,7 @@ export function accumulateSubBlock(
   tokens: readonly TokenBlock[],
   sums: TileSums,
 ): void {
-  const groups = 32 / format.groupSize;
+  const groups = activationBlock / format.groupSize;
   for (let group = 0; group < groups; group++) {
     const units = format.unitOrder.filter((unit) => Math.floor((unit * 4) / format.groupSize) === group);
     const products =

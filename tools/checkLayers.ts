@@ -23,8 +23,7 @@ const LAYERS = [
 /** The core: nothing of npm at run time. */
 const CORE = new Set(["tensor", "kernels", "devices", "ops", "cache", "attention", "reference"]);
 
-/** A test, or what tests share (`checkpointFixtures.ts`): free to reach anywhere, never to be imported by a source. */
-const isTest = (path: string): boolean => /(\.test|Fixtures)\.ts$/.test(path);
+const isTest = (path: string): boolean => path.endsWith(".test.ts");
 const needsNode = (path: string): boolean => path.endsWith(".node.ts") || path.startsWith("src/cli/");
 const layerName = (folder: string): string => (folder === "" ? "src" : folder);
 

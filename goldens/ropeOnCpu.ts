@@ -13,7 +13,7 @@ export async function ropeOnCpu(
   const x = Float32Array.from(golden.input("x"));
   const numRows = positions.length;
   const half = spec.rotaryDim / 2;
-  const table = new RopeTable(spec, seqLen).upTo(positions.reduce((a, b) => Math.max(a, b)) + 1);
+  const table = new RopeTable(spec, seqLen).rows(positions.reduce((a, b) => Math.max(a, b)) + 1);
 
   const buffers = [x, positions, table].map((values) => device.allocate(values.byteLength, "rope golden"));
   const [xBuffer, positionBuffer, tableBuffer] = buffers;

@@ -42,14 +42,21 @@ export class RopeRows {
   /** Makes room for positions below `numPositions`. Not while commands that read the table run. */
   reserve(numPositions: number): void {
     if (numPositions <= this.#capacity) return;
-    this.#capacity = Math.min(this.#maxPositions, Math.max(numPositions, 2 * this.#capacity, 256));
-    if (this.#buffer !== undefined) this.#device.free(this.#buffer);
-    const tableElements = this.#capacity * this.spec.rotaryDim;
-    this.#buffer = this.#device.allocate(tableElements * this.#tables.length * 4, "rotation tables");
-    const rows = this.#device.f32(this.#buffer);
+    const known = this.#capacity;
+    const old = this.#buffer;
+    const capacity = Math.min(this.#maxPositions, Math.max(numPositions, 2 * known, 256));
+    const numElements = capacity * this.spec.rotaryDim;
+    this.#buffer = this.#device.allocate(numElements * this.#tables.length * 4, "rotation tables");
+    this.#capacity = capacity;
     this.#tables.forEach((table, index) => {
-      rows.set(table.upTo(this.#capacity), index * tableElements);
+      const rows = this.#device.f32At(this.pointer + index * numElements * 4, numElements);
+      if (old !== undefined) {
+        const knownElements = known * this.spec.rotaryDim;
+        rows.set(this.#device.f32At(old.pointer + index * knownElements * 4, knownElements));
+      }
+      table.write(rows, known, capacity);
     });
+    if (old !== undefined) this.#device.free(old);
   }
 
   free(): void {

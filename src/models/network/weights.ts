@@ -17,7 +17,7 @@ import type { TensorEntry } from "../formats/index.ts";
 import { readTensor } from "../formats/index.ts";
 
 /** Bytes that are read from the file at a time. Two such pieces are in memory: one is read while the other is packed. */
-const stagingBytes = 8 * 2 ** 20;
+const stagingBytes = 4 * 2 ** 20;
 
 export interface LoadedWeights {
   readonly matrices: ReadonlyMap<string, WeightMatrix>;

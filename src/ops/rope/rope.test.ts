@@ -11,7 +11,7 @@ afterAll(() => device.close());
 const plain: RopeSpec = { headDim: 64, rotaryDim: 64, style: "halves", theta: 10000, scaling: { type: "default" } };
 
 async function onDevice(spec: RopeSpec, x: Float32Array, positions: Int32Array, numHeads: number, rowStride?: number) {
-  const table = new RopeTable(spec).upTo(Math.max(...positions) + 1);
+  const table = new RopeTable(spec).rows(Math.max(...positions) + 1);
   const [xs, at, rows] = [x, positions, table].map((values) => device.allocate(values.byteLength, "test"));
   device.f32(xs).set(x);
   device.i32(at).set(positions);
@@ -93,11 +93,13 @@ describe("frequencies", () => {
 });
 
 describe("the table", () => {
-  it("keeps the rows it has when it grows", () => {
+  it("can be written in parts", () => {
     const table = new RopeTable(plain);
-    const few = table.upTo(3).slice();
-    const many = table.upTo(100);
-    expect(many.subarray(0, few.length)).toEqual(few);
+    const many = table.rows(100);
+    const parts = new Float32Array(6400);
+    table.write(parts, 0, 3);
+    table.write(parts, 3, 100);
+    expect(parts).toEqual(many);
     expect(many).toHaveLength(6400);
     expect(many[99 * 64]).toBe(Math.fround(Math.cos(99)));
     expect(many[99 * 64 + 32]).toBe(Math.fround(Math.sin(99)));

@@ -84,7 +84,7 @@ function yarnFrequencies(
 }
 
 /**
- * cos and sin of positions 0, 1, ..., grown on demand. One position is a row of rotaryDim floats: rotaryDim / 2 times cos, then as many
+ * cos and sin of positions 0, 1, ... One position is a row of rotaryDim floats: rotaryDim / 2 times cos, then as many
  * times sin, the attention factor included.
  */
 export class RopeTable {
@@ -92,8 +92,6 @@ export class RopeTable {
   readonly rowSize: number;
   readonly #frequencies: Float64Array;
   readonly #factor: number;
-  #rows = new Float32Array(0);
-  #numPositions = 0;
 
   /** @param seqLen see inverseFrequencies */
   constructor(spec: RopeSpec, seqLen = 0) {
@@ -103,24 +101,22 @@ export class RopeTable {
     this.#factor = attentionFactor(spec);
   }
 
-  /** At least the rows of positions 0 up to numPositions, [numPositions, rotaryDim]. The array is replaced when the table grows. */
-  upTo(numPositions: number): Float32Array {
-    if (numPositions > this.#numPositions) this.#grow(Math.max(numPositions, 2 * this.#numPositions));
-    return this.#rows.subarray(0, numPositions * this.rowSize);
+  /** The rows of positions 0 up to numPositions: [numPositions, rotaryDim]. */
+  rows(numPositions: number): Float32Array {
+    const rows = new Float32Array(numPositions * this.rowSize);
+    this.write(rows, 0, numPositions);
+    return rows;
   }
 
-  #grow(numPositions: number): void {
-    const rows = new Float32Array(numPositions * this.rowSize);
-    rows.set(this.#rows);
+  /** Writes the rows of positions `begin` up to `end` to their places in a table that begins with position 0. */
+  write(table: Float32Array, begin: number, end: number): void {
     const half = this.rowSize / 2;
-    for (let position = this.#numPositions; position < numPositions; position++) {
+    for (let position = begin; position < end; position++) {
       for (let i = 0; i < half; i++) {
         const angle = position * this.#frequencies[i];
-        rows[position * this.rowSize + i] = Math.cos(angle) * this.#factor;
-        rows[position * this.rowSize + half + i] = Math.sin(angle) * this.#factor;
+        table[position * this.rowSize + i] = Math.cos(angle) * this.#factor;
+        table[position * this.rowSize + half + i] = Math.sin(angle) * this.#factor;
       }
     }
-    this.#rows = rows;
-    this.#numPositions = numPositions;
   }
 }

@@ -1,5 +1,5 @@
 // Weights of every stored type for tests of the matrix product, and matrices of them on a device. For tests only.
-import type { TestDevice } from "../../src/ops/elementwise/testDevice.ts";
+
 import {
   type ActivationPrecision,
   ActivationWorkspace,
@@ -18,6 +18,7 @@ import {
   weightBytes,
   weightTypes,
 } from "../../src/tensor/index.ts";
+import type { TestDevice } from "../ops/testDevice.ts";
 
 /** Byte offsets of a block's f16 scales and minima; all other bytes of a block may be anything. */
 const scaleOffsets: Partial<Record<WeightType, readonly number[]>> = {

@@ -1,9 +1,9 @@
 // Small models with random weights, in memory, for tests: checkpoints of every family, and a GGUF file of all quantised types.
 import { readFileSync } from "node:fs";
-import { buildGguf } from "../../src/models/formats/buildGguf.ts";
 import { bytesSource, type JsonObject, type SourceFolder } from "../../src/models/formats/index.ts";
 import { bf16FromF32, type WeightType, weightBytes } from "../../src/tensor/index.ts";
 import { randomWeights, uniform } from "../matmul/weights.ts";
+import { buildGguf } from "./buildGguf.ts";
 
 /** The families whose configs and tensor lists are among the fixtures. */
 export type Checkpoint =

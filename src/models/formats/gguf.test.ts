@@ -1,8 +1,8 @@
 import { existsSync, readFileSync } from "node:fs";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { buildGguf, type GgufTestFile } from "../../../test/models/buildGguf.ts";
 import { FormatError } from "../../tensor/index.ts";
-import { buildGguf, type GgufTestFile } from "./buildGguf.ts";
 import { type ByteSource, bytesSource } from "./byteSource.ts";
 import { fileSource, nodeFolder } from "./file.node.ts";
 import { openGguf } from "./gguf.ts";

@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { bitsOf, normals, type TestDevice, testDevices } from "../../../test/ops/testDevice.ts";
 import { f32ToF16 } from "../../tensor/index.ts";
-import { bitsOf, normals, type TestDevice, testDevices } from "../elementwise/testDevice.ts";
 import {
   type AppendKvArgs,
   type AppendKvSpec,

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { normals, type TestDevice, testDevices } from "../elementwise/testDevice.ts";
+import { normals, type TestDevice, testDevices } from "../../../test/ops/testDevice.ts";
 import { copyPages, recordCopyPages } from "./index.ts";
 
 it("copies pages by its definition", () => {

@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
+import { bitsOf, normals, type TestDevice, testDevices } from "../../../test/ops/testDevice.ts";
 import { add, addBias, multiply, recordAdd, recordAddBias, recordMultiply, recordScale, scale } from "./index.ts";
-import { bitsOf, normals, type TestDevice, testDevices } from "./testDevice.ts";
 
 /** One correctly rounded operation: the reference rounded once is the same number. */
 const rounded = (values: Float64Array): Uint32Array => bitsOf(Float32Array.from(values));

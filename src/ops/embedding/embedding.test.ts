@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { packed, randomWeights } from "../../../test/matmul/weights.ts";
+import { bitsOf, type TestDevice, testDevices } from "../../../test/ops/testDevice.ts";
 import { dequantize, weightTypes } from "../../tensor/index.ts";
-import { bitsOf, type TestDevice, testDevices } from "../elementwise/testDevice.ts";
 import { embedding, recordEmbedding } from "./index.ts";
 
 const [vocabulary, dim] = [43, 256];

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../elementwise/testDevice.ts";
+import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../../../test/ops/testDevice.ts";
 import { type Activation, activations, gatedActivation, recordGatedActivation, splitGateUp } from "./index.ts";
 import { normalCdf, scaledErfc, scaledErfcCoefficients } from "./normalDistribution.ts";
 

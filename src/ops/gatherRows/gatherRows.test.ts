@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { bitsOf, normals, type TestDevice, testDevices } from "../elementwise/testDevice.ts";
+import { bitsOf, normals, type TestDevice, testDevices } from "../../../test/ops/testDevice.ts";
 import { gatherRows, recordGatherRows } from "./index.ts";
 
 describe("gatherRows by its definition", () => {

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../elementwise/testDevice.ts";
+import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../../../test/ops/testDevice.ts";
 import { CANDIDATE_CHUNK_COLUMNS, CHUNK_COLUMNS } from "./contract.ts";
 import {
   recordRowStatistics,

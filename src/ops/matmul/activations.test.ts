@@ -1,6 +1,6 @@
 import { describe, expect, it } from "vitest";
 import { featureSets, runKernel } from "../../../test/kernels/runKernel.ts";
-import { normals } from "../elementwise/testDevice.ts";
+import { normals } from "../../../test/ops/testDevice.ts";
 import { activationBlock, activationRowBytes, meta, metaStart, quantizeActivations } from "./activations.ts";
 
 interface QuantizedBlock {

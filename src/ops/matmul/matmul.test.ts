@@ -1,8 +1,8 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { packed, product, randomWeights, type StoredMatrix, typesAndPrecisions } from "../../../test/matmul/weights.ts";
+import { bitsOf, normals, TestDevice } from "../../../test/ops/testDevice.ts";
 import type { CpuDeviceOptions } from "../../devices/index.ts";
 import { dequantize, type WeightType } from "../../tensor/index.ts";
-import { bitsOf, normals, TestDevice } from "../elementwise/testDevice.ts";
 import { type ActivationPrecision, type Arithmetic, matmul } from "./index.ts";
 
 const rows = 37;

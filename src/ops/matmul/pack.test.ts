@@ -1,7 +1,7 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { packed, randomWeights, type StoredMatrix } from "../../../test/matmul/weights.ts";
+import { TestDevice } from "../../../test/ops/testDevice.ts";
 import { type WeightType, weightBytes, weightTypes } from "../../tensor/index.ts";
-import { TestDevice } from "../elementwise/testDevice.ts";
 import { allocateWeightMatrix, recordPackRows, type WeightMatrix } from "./index.ts";
 
 let test: TestDevice;

@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
-import { bitsOf, normals, TestDevice, testDevices, worstError } from "../elementwise/testDevice.ts";
+import { bitsOf, normals, TestDevice, testDevices, worstError } from "../../../test/ops/testDevice.ts";
 import { type RmsNormSpec, recordRmsNorm, rmsNorm } from "./index.ts";
 
 /**

@@ -2,9 +2,9 @@
  * What the tests of the operations share: devices to run on, arrays put on a device and read back, and how two results are compared.
  * For tests only.
  */
-import { CpuDevice, type CpuDeviceOptions, type DeviceBuffer } from "../../devices/index.ts";
-import type { Recorder } from "../recorder.ts";
-import type { DeviceTensor } from "./rows.ts";
+import { CpuDevice, type CpuDeviceOptions, type DeviceBuffer } from "../../src/devices/index.ts";
+import type { DeviceTensor } from "../../src/ops/elementwise/rows.ts";
+import type { Recorder } from "../../src/ops/recorder.ts";
 
 /** Every device an operation must agree with its reference on, by name. */
 export const testDevices: Readonly<Record<string, () => Promise<TestDevice>>> = {

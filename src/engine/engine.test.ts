@@ -185,8 +185,8 @@ describe("Engine", () => {
 
   it("fails one request and not its neighbours", async () => {
     const { engine } = await start();
-    const good = engine.complete({ prompt: "a" });
-    await Promise.all([
+    const [good] = await Promise.all([
+      engine.complete({ prompt: "a" }),
       expect(engine.complete({ prompt: "bad!" })).rejects.toThrow(LogitsError),
       expect(engine.complete({ prompt: "" })).rejects.toThrow(ArgumentError),
       expect(engine.complete({ prompt: [5, 128] })).rejects.toThrow("prompt[1] = 128 is not a token"),
@@ -197,7 +197,27 @@ describe("Engine", () => {
       expect(engine.complete({ prompt: [{ role: "user", content: "hi" }] })).rejects.toThrow("no chat template"),
       expect(engine.complete({ prompt: "a", templateVariables: { tool: () => 1 } })).rejects.toThrow("plain data"),
     ]);
-    expect((await good).text).toBe("bcdefghijklmnopqrstuvwxyz");
+    expect(good.text).toBe("bcdefghijklmnopqrstuvwxyz");
+    await expectIdle(engine);
+  });
+
+  it("refuses what is no request, signal or token, naming it", async () => {
+    const { engine } = await start();
+    // What a caller without types may write.
+    const untyped = (value: unknown): never => value as never;
+    await expect(engine.complete(untyped(undefined))).rejects.toThrow(
+      new ArgumentError("request = undefined must be an object with a prompt"),
+    );
+    await expect(engine.generate(untyped(undefined)).next()).rejects.toThrow(ArgumentError);
+    await expect(engine.complete(untyped(["a"]))).rejects.toThrow('request = ["a"]');
+    await expect(engine.complete({ prompt: "a", signal: untyped("x") })).rejects.toThrow(
+      new ArgumentError('signal = "x" must be an AbortSignal'),
+    );
+    await expect(engine.detokenize([97, 128])).rejects.toThrow(
+      new ArgumentError("tokenIds[1] = 128 is not a token: tokens are integers from 0 to 127"),
+    );
+    await expect(engine.detokenize(untyped("a"))).rejects.toThrow("tokenIds must be an array of token numbers");
+    expect((await engine.complete({ prompt: "w" })).text).toBe("xyz");
     await expectIdle(engine);
   });
 

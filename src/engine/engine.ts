@@ -17,6 +17,7 @@ import {
   type ToWorker,
 } from "./messages.ts";
 import { openChannel } from "./openChannel.ts";
+import { checkRequest, checkSignal } from "./optionFields.ts";
 import type {
   Completion,
   EngineStats,
@@ -39,6 +40,10 @@ interface PendingCall {
   reject(error: unknown): void;
 }
 
+/**
+ * A language model with its cache, in a worker of its own. Takes any number of requests at once and runs them together. To be closed when
+ * no longer needed: `await using`, or `close()`.
+ */
 export class Engine {
   readonly #channel: EngineChannel;
   readonly #description: ModelDescription;
@@ -60,6 +65,7 @@ export class Engine {
    * CapacityError (memory), ArgumentError (an option), or the reason of `options.signal`.
    */
   static async load(model: string | ModelFiles, options: LoadOptions = {}): Promise<Engine> {
+    checkSignal(options.signal);
     options.signal?.throwIfAborted();
     return Engine.connect(await openChannel(options.worker ?? true), model, options);
   }
@@ -102,9 +108,14 @@ export class Engine {
 
   /**
    * Continues a prompt. The request begins at once; the iterator gives what each step added, and throws what went wrong with this
-   * request: ArgumentError, CapacityError, LogitsError, DeviceError, or the signal's reason. Leaving the loop cancels the request.
+   * request: ArgumentError (naming the field), CapacityError, LogitsError, DeviceError, or the signal's reason. Leaving the loop cancels the request.
    */
   generate(request: GenerateRequest): AsyncIterableIterator<GenerateChunk> {
+    try {
+      checkRequest(request);
+    } catch (error) {
+      return failedQueue(error);
+    }
     const { signal, ...plain } = request;
     const id = this.#nextId++;
     const queue = new ChunkQueue((isAbandoned) => {
@@ -145,25 +156,33 @@ export class Engine {
     return collectSamples(this.generate(request));
   }
 
-  /** The tokens of a prompt as `generate` would compute it. */
+  /** The tokens of a prompt as `generate` would compute it. Rejects with ArgumentError as that would. */
   tokenize(prompt: Prompt, options: TokenizeOptions = {}): Promise<number[]> {
     return this.#call("tokenize", { prompt, options });
   }
 
-  /** The text of tokens, special ones by name. */
+  /**
+   * The text of tokens, special ones by name; a token that only pads the model's vocabulary has none. Rejects with ArgumentError for what
+   * is not an integer from 0 to `vocabSize` - 1.
+   */
   detokenize(tokenIds: readonly number[]): Promise<string> {
     return this.#call("detokenize", { tokenIds });
   }
 
+  /** What the engine is doing now, and counts since the load. Rejects only when the engine has ended. */
   stats(): Promise<EngineStats> {
     return this.#call("stats", {});
   }
 
+  /** What was loaded; known since the load, and after `close` too. */
   describe(): ModelDescription {
     return this.#description;
   }
 
-  /** How well the model predicts a text, in windows without overlap. */
+  /**
+   * How well the model predicts a text, in windows without overlap. Rejects with ArgumentError for a window that does not fit the model's
+   * context or a text of less than two tokens, or with the signal's reason.
+   */
   evaluate(text: string, options: EvaluateOptions = {}): Promise<Evaluation> {
     return evaluateText(this, text, options);
   }
@@ -196,10 +215,11 @@ export class Engine {
   #call<Name extends keyof Calls>(name: Name, question: Calls[Name]["question"]): Promise<Calls[Name]["answer"]> {
     if (this.#end !== undefined) return Promise.reject(this.#end);
     const id = this.#nextId++;
+    // Two casts: the compiler does not follow that a name belongs to its question, and the question to its answer. `Calls` says so, host.ts
+    // does it.
     return new Promise<unknown>((resolve, reject) => {
       this.#calls.set(id, { resolve, reject });
       this.#updateKeepAlive();
-      // The compiler does not follow that name and question, and question and answer, belong together: `Calls` says so, host.ts does it.
       this.#channel.post({ type: "call", id, name, question } as ToWorker);
     }) as Promise<Calls[Name]["answer"]>;
   }
@@ -251,4 +271,11 @@ export class Engine {
   #updateKeepAlive(): void {
     if (this.#closing === undefined) this.#channel.keepAlive(this.#requests.size + this.#calls.size > 0);
   }
+}
+
+/** The stream of a request that could not begin. */
+function failedQueue(error: unknown): ChunkQueue {
+  const queue = new ChunkQueue(() => {});
+  queue.fail(error);
+  return queue;
 }

@@ -18,7 +18,7 @@ import {
 } from "./messages.ts";
 import { nextTurn } from "./nextTurn.ts";
 import { checkRequestFields } from "./optionFields.ts";
-import { isConversation, promptTokens } from "./promptTokens.ts";
+import { checkTokens, isConversation, promptTokens } from "./promptTokens.ts";
 import { RequestSampler } from "./requestSampler.ts";
 import { resolveSampling } from "./samplingParams.ts";
 import type { EngineStats } from "./types.ts";
@@ -190,7 +190,9 @@ class EngineHost {
           call.question.options,
         );
       case "detokenize":
-        return this.#backend.tokenizer.decode(call.question.tokenIds);
+        return this.#backend.tokenizer.decode(
+          checkTokens("tokenIds", call.question.tokenIds, this.#backend.runner.vocabSize),
+        );
       case "stats":
         return this.#stats();
     }

@@ -78,7 +78,8 @@ export function toPlainError(error: unknown): PlainError {
 const ERROR_CLASSES = { ArgumentError, CapacityError, DeviceError, FormatError, KvasirError, LogitsError, ShapeError };
 
 export function fromPlainError({ name, message, stack }: PlainError): Error {
-  const ErrorClass = name in ERROR_CLASSES ? ERROR_CLASSES[name as keyof typeof ERROR_CLASSES] : Error;
+  // `hasOwn` has just found it: what TypeScript does not conclude from it.
+  const ErrorClass = Object.hasOwn(ERROR_CLASSES, name) ? ERROR_CLASSES[name as keyof typeof ERROR_CLASSES] : Error;
   const error = new ErrorClass(message);
   if (stack !== undefined) error.stack = stack;
   return error;

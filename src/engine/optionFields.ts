@@ -69,6 +69,20 @@ export function checkLoadFields(options: PlainLoadOptions): void {
   checkFields("loading", options, LOAD_FIELDS);
 }
 
+/** The same in the caller's thread, for what cannot be sent: that it is a request at all, and its signal. */
+export function checkRequest(request: unknown): void {
+  if (!FIELDS.has(request)) {
+    throw new ArgumentError(`request = ${JSON.stringify(request)} must be an object with a prompt`);
+  }
+  if (request instanceof Object && "signal" in request) checkSignal(request.signal);
+}
+
+/** Throws ArgumentError for what is no AbortSignal. One of another realm, or a library's own, will do. */
+export function checkSignal(signal: unknown): void {
+  if (signal === undefined || (signal instanceof Object && "aborted" in signal && "addEventListener" in signal)) return;
+  throw new ArgumentError(`signal = ${JSON.stringify(signal)} must be an AbortSignal`);
+}
+
 function checkFields(owner: string, given: object, fields: Readonly<Record<string, Kind>>): void {
   for (const [name, value] of Object.entries(given)) {
     if (!Object.hasOwn(fields, name))

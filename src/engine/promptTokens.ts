@@ -32,11 +32,17 @@ export function promptTokens(
       `prompt must be text, an array of token numbers or an array of messages, got ${prompt === null ? "null" : typeof prompt}`,
     );
   if (isConversation(prompt)) return conversationTokens(prompt, tokenizer, options.templateVariables);
-  const tokens: readonly unknown[] = prompt;
-  return tokens.map((token, i) => {
+  return checkTokens("prompt", prompt, vocabSize);
+}
+
+/** The tokens of an argument that no type checker has seen. Throws ArgumentError naming the first that is none. */
+export function checkTokens(name: string, tokens: unknown, vocabSize: number): number[] {
+  if (!Array.isArray(tokens))
+    throw new ArgumentError(`${name} must be an array of token numbers, got ${typeof tokens}`);
+  return tokens.map((token: unknown, i) => {
     if (typeof token === "number" && Number.isInteger(token) && token >= 0 && token < vocabSize) return token;
     const shown = typeof token === "string" ? JSON.stringify(token) : String(token);
-    throw new ArgumentError(`prompt[${i}] = ${shown} is not a token: tokens are integers from 0 to ${vocabSize - 1}`);
+    throw new ArgumentError(`${name}[${i}] = ${shown} is not a token: tokens are integers from 0 to ${vocabSize - 1}`);
   });
 }
 

@@ -3,7 +3,8 @@ import { basename } from "node:path";
 import { type ModelConfig, openModel } from "../models/config/index.ts";
 import { locate } from "../models/formats/file.node.ts";
 import type { TensorEntry } from "../models/formats/index.ts";
-import { elementBytes, formatShape, numElements } from "../tensor/index.ts";
+import { cacheBytesPerToken } from "../models/network/buffers.ts";
+import { formatShape, numElements } from "../tensor/index.ts";
 import { defineCommand, jsonOption, modelOption, modelWord } from "./defineCommand.ts";
 import { UsageError } from "./exit.ts";
 import { formatBytes, formatCount, formatInteger, formatTable } from "./figures.ts";
@@ -96,11 +97,6 @@ function describeFacts(
     cacheBytesPerToken: cacheBytesPerToken(config, "f16"),
     weights: weights.sort((a, b) => b.numBytes - a.numBytes),
   };
-}
-
-/** Keys and values of every layer. */
-function cacheBytesPerToken({ numLayers, numKvHeads, headDim }: ModelConfig, type: "f16" | "f32"): number {
-  return numLayers * 2 * numKvHeads * headDim * elementBytes(type);
 }
 
 function plainTensor({ name, shape, type, numBytes, byteOffset }: TensorEntry): object {

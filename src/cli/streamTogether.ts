@@ -31,12 +31,17 @@ export async function streamTogether(
   const anyEnd = AbortSignal.any([signal, failure.signal]);
   let mostUsedPages = 0;
   let generated = 0;
-  let stats = await engine.stats();
+  const before = await engine.stats();
+  let stats = before;
   const lanesPerRequest = requests[0]?.n ?? 1;
   const watch = async (): Promise<void> => {
     stats = await engine.stats();
     mostUsedPages = Math.max(mostUsedPages, stats.usedPages);
-    board.showFigures(figuresLine(stats, generated / ((performance.now() - start) / 1000)));
+    // The engine counts from the load on; what is shown is of these texts alone.
+    const prefixHitTokens = stats.prefixHitTokens - before.prefixHitTokens;
+    const promptTokens = stats.promptTokens - before.promptTokens;
+    const tokensPerSecond = generated / ((performance.now() - start) / 1000);
+    board.showFigures(figuresLine({ ...stats, prefixHitTokens, promptTokens }, tokensPerSecond));
   };
   const timer = setInterval(() => watch().catch((error: unknown) => failure.abort(error)), FIGURES_INTERVAL_MS);
   try {

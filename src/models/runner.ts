@@ -1,5 +1,7 @@
 /** What runs a ragged batch: the interface between the engine above and the networks here. */
 
+import type { PageCopy } from "../cache/index.ts";
+
 /**
  * The tokens of one step, flat over all sequences: prefill chunks and single decode tokens alike.
  * The arrays are views of buffers that the engine reuses: valid until the next step, never to be kept.
@@ -44,12 +46,6 @@ export interface LogitsBatch {
   readonly greedy?: Int32Array;
   /** [numRows] natural log of the sum of exp(logit), where the device computes it. */
   readonly logSumExp?: Float32Array;
-}
-
-/** A page whose contents are copied in every layer. */
-export interface PageCopy {
-  readonly from: number;
-  readonly to: number;
 }
 
 /** One model on one device, together with the bytes of its cache pages. */

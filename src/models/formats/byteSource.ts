@@ -48,3 +48,8 @@ export function bytesSource(label: string, bytes: Uint8Array): ByteSource {
   };
   return source;
 }
+
+/** Closes the sources of a model in several files. */
+export async function closeAll(sources: readonly ByteSource[]): Promise<void> {
+  await Promise.all(sources.map((source) => source.close()));
+}

@@ -3,7 +3,7 @@
 
 import { FormatError, formatShape, type WeightType } from "../../tensor/index.ts";
 import { ByteCursor } from "./byteCursor.ts";
-import type { ByteSource } from "./byteSource.ts";
+import { type ByteSource, closeAll } from "./byteSource.ts";
 import { type GgufValue, readString, readValue } from "./ggufValues.ts";
 import { openNamed, type SourceFolder } from "./sourceFolder.ts";
 import { requireDisjoint, type TensorEntry, tensorBytes, type WeightsFile } from "./weightsFile.ts";
@@ -89,10 +89,6 @@ export async function openGguf(source: ByteSource, folder?: SourceFolder): Promi
     await closeAll(sources);
     throw error;
   }
-}
-
-async function closeAll(sources: readonly ByteSource[]): Promise<void> {
-  await Promise.all(sources.map((source) => source.close()));
 }
 
 async function readPart(source: ByteSource): Promise<GgufPart> {

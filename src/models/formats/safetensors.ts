@@ -2,7 +2,7 @@
 // the config beside them is src/models/config's. Format: huggingface/safetensors.
 
 import { FormatError, type WeightType } from "../../tensor/index.ts";
-import type { ByteSource } from "./byteSource.ts";
+import { type ByteSource, closeAll } from "./byteSource.ts";
 import { duplicateKey } from "./jsonKeys.ts";
 import {
   isJsonObject,
@@ -73,10 +73,6 @@ function readWeightMap(label: string, weightMap: unknown): Map<string, string> {
   }
   if (shardOf.size === 0) throw new FormatError(`${label}: weight_map names no tensor`);
   return shardOf;
-}
-
-async function closeAll(sources: readonly ByteSource[]): Promise<void> {
-  await Promise.all(sources.map((source) => source.close()));
 }
 
 async function openShards(label: string, sources: readonly ByteSource[]): Promise<WeightsFile> {

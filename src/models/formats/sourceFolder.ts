@@ -4,6 +4,7 @@
 import { FormatError } from "../../tensor/index.ts";
 import type { ByteSource } from "./byteSource.ts";
 
+/** Files by name. */
 export interface SourceFolder {
   /** What errors call it. */
   readonly label: string;

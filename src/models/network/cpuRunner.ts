@@ -1,12 +1,13 @@
 /** A model on the CPU device: owns its weights, cache pages and buffers, and runs ragged batches. */
 
+import type { PageCopy } from "../../cache/index.ts";
 import type { CommandList, CpuDevice, DeviceBuffer } from "../../devices/index.ts";
 import { type AttentionSpec, CpuAttentionPlan } from "../../ops/attention/index.ts";
 import { recordCopyPages } from "../../ops/copyPages/index.ts";
 import { recordRowStatistics, rowStatisticsWords } from "../../ops/logits/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 import type { ModelConfig } from "../config/index.ts";
-import type { LogitsBatch, ModelRunner, PageCopy, RaggedBatch } from "../runner.ts";
+import type { LogitsBatch, ModelRunner, RaggedBatch } from "../runner.ts";
 import { allocatePages, type CacheSize, type LayerPages, NetworkBuffers } from "./buffers.ts";
 import { type DecoderState, recordDecoder } from "./decoder.ts";
 import { RopeRows } from "./ropeRows.ts";

@@ -1,5 +1,5 @@
 /**
- * A model's weights on the device: every expected tensor found, checked, read and packed. Matrices become `WeightMatrix` in the type
+ * A model's weights on the device: every expected tensor read and packed. Matrices become `WeightMatrix` in the type
  * they are stored in; vectors (norms, biases) become f32.
  */
 
@@ -11,7 +11,7 @@ import {
   rowsPerPanelGroup,
   type WeightMatrix,
 } from "../../ops/matmul/index.ts";
-import { dequantize, FormatError, formatShape, sameShape } from "../../tensor/index.ts";
+import { ArgumentError, dequantize } from "../../tensor/index.ts";
 import { expectedTensors, type ModelConfig } from "../config/index.ts";
 import type { TensorEntry } from "../formats/index.ts";
 import { readTensor } from "../formats/index.ts";
@@ -32,21 +32,20 @@ export interface LoadWeightsOptions {
   readonly signal?: AbortSignal;
 }
 
-/** Reads a model's tensors into the device. Throws FormatError naming a tensor that is missing or has another shape. */
+/**
+ * Reads a model's tensors into the device. `tensors` is what `locateTensors` found: names and shapes are checked there. Rejects with
+ * CapacityError when memory is short, FormatError for a file that ends too early, or the signal's reason.
+ */
 export async function loadWeights(
   device: CpuDevice,
   config: ModelConfig,
   tensors: ReadonlyMap<string, TensorEntry>,
   options: LoadWeightsOptions,
 ): Promise<LoadedWeights> {
-  const entries = expectedTensors(config).map(({ name, shape }) => {
+  const entries = expectedTensors(config).map(({ name }) => {
     const entry = tensors.get(name);
-    if (entry === undefined) throw new FormatError(`the model has no tensor ${name} of shape ${formatShape(shape)}`);
-    if (!sameShape(entry.shape, shape)) {
-      throw new FormatError(
-        `tensor ${entry.name} (${name}) must have shape ${formatShape(shape)}, got ${formatShape(entry.shape)}`,
-      );
-    }
+    if (entry === undefined)
+      throw new ArgumentError(`tensors must be what locateTensors found, but ${name} is missing`);
     return { name, entry };
   });
   const totalBytes = entries.reduce((sum, { entry }) => sum + entry.numBytes, 0);

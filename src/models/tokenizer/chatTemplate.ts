@@ -9,6 +9,7 @@ export interface ChatMessage {
   readonly [field: string]: unknown;
 }
 
+/** How a conversation is rendered. */
 export interface ChatTemplateOptions {
   /** Open the assistant's turn at the end. Default false. */
   readonly addGenerationPrompt?: boolean;
@@ -22,6 +23,7 @@ export interface ChatTemplateOptions {
 /** Texts that templates refer to by name: `bos_token`, `eos_token`, `unk_token`, `pad_token`. */
 export type TemplateTokens = Readonly<Record<string, string | undefined>>;
 
+/** A model's Jinja template, parsed once. */
 export class ChatTemplate {
   /** The Jinja sources by name. `tool_use` takes over from `default` when there are tools, as in transformers. */
   readonly sources: Readonly<Record<string, string>>;

@@ -1,5 +1,6 @@
 // The tokenizer inside a GGUF file: from its metadata (`tokenizer.ggml.*`) to a tokenizer. Reading the file is the reader's matter.
 import { FormatError } from "../../tensor/errors.ts";
+import { SPACE } from "./bytes.ts";
 import { ChatTemplate } from "./chatTemplate.ts";
 import { type AddedTokenJson, addedTokensOf, libraryTokenizer, type TokenizerJson } from "./libraryModel.ts";
 import type { PairMergesVocabulary } from "./pairMerges.ts";
@@ -12,8 +13,6 @@ import { endTokenIds, type Tokenizer } from "./tokenizer.ts";
 export interface GgufMetadata {
   get(key: string): unknown;
 }
-
-const SPACE = 0x20;
 
 /**
  * Builds the tokenizer of a GGUF file: `llama` (sentencepiece) or `gpt2` (byte-level BPE). Throws FormatError naming the key

@@ -18,12 +18,18 @@ export interface PairMergesJson {
 /** Ids are small numbers: a file that says otherwise must not make us allocate gigabytes. */
 const MAX_VOCAB_SIZE = 2 ** 24;
 
+type JsonField = keyof PairMergesJson | "type" | "dropout" | "continuing_subword_prefix" | "end_of_word_suffix";
+
 /** Whether this is a BPE model without the rarer features (dropout, marks at the ends of words), which the library then runs. */
 export function isPairMerges(model: object): model is PairMergesJson {
-  const { type, dropout, continuing_subword_prefix, end_of_word_suffix, vocab, merges } = model as Record<
-    string,
-    unknown
-  >;
+  const {
+    type,
+    dropout,
+    continuing_subword_prefix,
+    end_of_word_suffix,
+    vocab,
+    merges,
+  }: Partial<Record<JsonField, unknown>> = model;
   const isPlain = !dropout && !continuing_subword_prefix && !end_of_word_suffix;
   return type === "BPE" && isPlain && typeof vocab === "object" && vocab !== null && Array.isArray(merges);
 }

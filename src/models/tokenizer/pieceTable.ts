@@ -1,6 +1,8 @@
 // The pieces of a vocabulary in typed arrays, found by their bytes: 262,144 of them take 9 MB instead of the hundreds that a Map of
 // strings would. Scores, merging and token types are not its matter.
 
+import { SPACE } from "./bytes.ts";
+
 /** Strings by index, as a file format holds them; a plain array of strings is one. */
 export interface StringArray {
   readonly length: number;
@@ -10,7 +12,6 @@ export interface StringArray {
 }
 
 const EMPTY = -1;
-const SPACE = 0x20;
 
 export class PieceTable {
   readonly length: number;

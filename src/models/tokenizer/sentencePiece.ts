@@ -2,6 +2,7 @@
 // Which file they come from is the loaders' matter (gguf.ts, llama2c.ts). Kudo & Richardson 2018.
 import { FormatError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
+import { SPACE } from "./bytes.ts";
 import type { ChatTemplate } from "./chatTemplate.ts";
 import { type PieceTable, PieceTableBuilder, type StringArray } from "./pieceTable.ts";
 import { type MergeRule, SymbolMerger } from "./symbolMerger.ts";
@@ -28,8 +29,6 @@ export interface SentencePieceVocabulary {
   readonly marksSpaces: boolean;
   readonly chatTemplate: ChatTemplate | undefined;
 }
-
-const SPACE = 0x20;
 
 /** Builds the tokenizer. Throws FormatError where the arrays do not fit together. */
 export function sentencePieceTokenizer(vocabulary: SentencePieceVocabulary): Tokenizer {

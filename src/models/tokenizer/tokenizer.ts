@@ -2,10 +2,12 @@
 // `SectionEncoder`'s matter (sentencePiece.ts, libraryModel.ts); how a file becomes a tokenizer is the loaders'.
 import { ArgumentError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
+import { NO_BYTES } from "./bytes.ts";
 import type { ChatTemplate } from "./chatTemplate.ts";
 import { IncrementalDecoder } from "./incrementalDecoder.ts";
 import type { InvalidBytes } from "./utf8Decoder.ts";
 
+/** How control tokens are treated in `encode`. */
 export interface EncodeOptions {
   /** Put the begin (and end) tokens that the model was trained with around the text. Default true. */
   readonly addSpecialTokens?: boolean;
@@ -16,6 +18,7 @@ export interface EncodeOptions {
   readonly parseSpecialTokens?: boolean;
 }
 
+/** How control tokens and a leading space are treated in `decode`. */
 export interface DecodeOptions {
   /** Leave control tokens out of the text. Default false: they appear by name. */
   readonly skipSpecialTokens?: boolean;
@@ -65,8 +68,7 @@ export interface TokenizerParts {
   readonly chatTemplate: ChatTemplate | undefined;
 }
 
-const NO_BYTES = new Uint8Array(0);
-
+/** A vocabulary that encodes and decodes. Loaders make it: `tokenizerFromGguf`, `loadTokenizerJson`, `tokenizerFromLlama2c`. */
 export class Tokenizer {
   /** Ids are below this. A model may have more rows than that, as padding; their ids decode to nothing. */
   readonly vocabSize: number;

@@ -1,5 +1,7 @@
 // Bytes to text, piece by piece: holds back an unfinished UTF-8 sequence and replaces invalid bytes. Knows nothing of tokens.
 
+import { NO_BYTES } from "./bytes.ts";
+
 /** How many U+FFFD stand for invalid bytes. */
 export type InvalidBytes =
   /** One for each invalid byte: sentencepiece. */
@@ -12,7 +14,6 @@ export type InvalidBytes =
    */
   | "perRun";
 
-const NO_BYTES = new Uint8Array(0);
 const REPLACEMENT = "\ufffd";
 
 /** A streaming UTF-8 decoder. A byte order mark is text like any other. */

@@ -83,7 +83,7 @@ export const stores: Record<Exclude<StoreForm, "i32v to u16">, Instruction> = {
 };
 
 /** Operations that need more than one instruction, or another one with relaxed SIMD, are missing here: `emit.ts` has them. */
-export const plainOperations: Partial<Record<Operation, Instruction>> = {
+export const plainOperations = {
   "i32.add": 0x6a,
   "i32.sub": 0x6b,
   "i32.mul": 0x6c,
@@ -184,4 +184,4 @@ export const plainOperations: Partial<Record<Operation, Instruction>> = {
   "i8v.xor": simd(0x51),
   "i8v.widenLow": simd(0x87),
   "i8v.widenHigh": simd(0x88),
-};
+} satisfies Partial<Record<Operation, Instruction>>;

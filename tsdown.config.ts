@@ -1,5 +1,8 @@
-// The published package: every source module becomes one module of dist/ at the same place, with its declarations.
-// Unbundled, so that workers (`new URL("./x.js", import.meta.url)`) and assets are found where the sources say.
+/**
+ * The published package: every source module becomes one module of dist/ at the same place, with its declarations.
+ * Unbundled, so that workers (`new URL("./x.js", import.meta.url)`) and assets are found where the sources say.
+ */
+
 import { defineConfig } from "tsdown";
 
 export default defineConfig({

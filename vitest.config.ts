@@ -1,4 +1,5 @@
-// Where the tests are: beside the sources, in test/ for the project as a whole, and beside the tools.
+/** Where the tests are: beside the sources, in test/ for the project as a whole, and beside the tools. */
+
 import { defineConfig } from "vitest/config";
 
 export default defineConfig({

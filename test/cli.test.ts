@@ -1,4 +1,5 @@
-// The program as a whole: exit codes, pipes, Ctrl-C, JSON. What the commands compute is tested in their layers.
+/** The program as a whole: exit codes, pipes, Ctrl-C, JSON. What the commands compute is tested in their layers. */
+
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";

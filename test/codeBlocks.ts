@@ -1,4 +1,4 @@
-// Finds the fenced code blocks of a Markdown text and makes them runnable against the sources. Indented blocks are illustrations.
+/** Finds the fenced code blocks of a Markdown text and makes them runnable against the sources. Indented blocks are illustrations. */
 
 /** A fenced block: `line` is that of the opening fence, counted from 1. */
 export interface CodeBlock {

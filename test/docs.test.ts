@@ -1,4 +1,5 @@
-// README and docs/ are run: TypeScript blocks against the sources, shell commands as a reader would type them.
+/** README and docs/ are run: TypeScript blocks against the sources, shell commands as a reader would type them. */
+
 import { execFile } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";

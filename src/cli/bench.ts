@@ -1,4 +1,5 @@
-// `kvasir bench`: how fast a model runs here. The measurements are benchRows.ts's; this file sets them up and prints them.
+/** `kvasir bench`: how fast a model runs here. The measurements are benchRows.ts's; this file sets them up and prints them. */
+
 import { type BenchRow, measureRows } from "./benchRows.ts";
 import { defineCommand, jsonOption, modelOption, modelWord } from "./defineCommand.ts";
 import { UsageError } from "./exit.ts";

@@ -1,5 +1,8 @@
-// The measurements of `kvasir bench`, made through the engine as a program would use it. Prompts are random tokens; a salt keeps runs
-// from finding each other's prefixes where they must not.
+/**
+ * The measurements of `kvasir bench`, made through the engine as a program would use it. Prompts are random tokens; a salt keeps runs
+ * from finding each other's prefixes where they must not.
+ */
+
 import type { Engine } from "../engine/index.ts";
 import type { GenerateChunk, GenerateRequest } from "../engine/types.ts";
 

@@ -1,5 +1,7 @@
-// Several texts that grow at once, as plain lines: each line says which text it belongs to, so that a pipe, a log or a screen reader
-// can follow. The same on a terminal that can be redrawn is terminalBoard.ts.
+/**
+ * Several texts that grow at once, as plain lines: each line says which text it belongs to, so that a pipe, a log or a screen reader
+ * can follow. The same on a terminal that can be redrawn is terminalBoard.ts.
+ */
 
 import { TerminalBoard } from "./terminalBoard.ts";
 import { printable, wrapText } from "./textLayout.ts";

@@ -1,5 +1,8 @@
-// `kvasir chat`: a conversation in the terminal, or with lines of standard input as messages. A model without a chat template cannot
-// converse; it continues what is written instead, and says so.
+/**
+ * `kvasir chat`: a conversation in the terminal, or with lines of standard input as messages. A model without a chat template cannot
+ * converse; it continues what is written instead, and says so.
+ */
+
 import { createInterface } from "node:readline";
 import { styleText } from "node:util";
 import { text as ask, isCancel } from "@clack/prompts";

@@ -1,4 +1,5 @@
-// Every command by name, each loaded only when it runs, so that the program starts at once.
+/** Every command by name, each loaded only when it runs, so that the program starts at once. */
+
 import type { CommandDef } from "citty";
 
 export const commands: Readonly<Record<string, () => Promise<CommandDef>>> = {

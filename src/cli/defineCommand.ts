@@ -1,4 +1,5 @@
-// What every command does before its own work: refuse options it does not know, and hand on Ctrl-C as a signal.
+/** What every command does before its own work: refuse options it does not know, and hand on Ctrl-C as a signal. */
+
 import type { ArgsDef, CommandDef } from "citty";
 import { interruptible } from "./exit.ts";
 import { type ParsedOptions, refuseUnknownOptions } from "./options.ts";

@@ -1,4 +1,5 @@
-// `npm start`: the main job on the bundled model. Eight tales that share an opening are continued at once from one paged cache.
+/** `npm start`: the main job on the bundled model. Eight tales that share an opening are continued at once from one paged cache. */
+
 import type { GenerateRequest } from "../engine/types.ts";
 import { createBoard } from "./board.ts";
 import { defineCommand, modelOption, modelWord } from "./defineCommand.ts";

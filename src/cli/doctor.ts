@@ -1,4 +1,5 @@
-// `kvasir doctor`: what this machine offers, what of it is used, and why not. The measuring of memory is memoryBandwidth.ts's.
+/** `kvasir doctor`: what this machine offers, what of it is used, and why not. The measuring of memory is memoryBandwidth.ts's. */
+
 import { execFile } from "node:child_process";
 import { availableParallelism, cpus, freemem, totalmem } from "node:os";
 import { promisify, styleText } from "node:util";

@@ -1,4 +1,5 @@
-// `kvasir eval`: how well a model predicts a text.
+/** `kvasir eval`: how well a model predicts a text. */
+
 import { existsSync, readFileSync, statSync } from "node:fs";
 import { gunzipSync } from "node:zlib";
 import { defineCommand, jsonOption, modelOption, modelWord } from "./defineCommand.ts";

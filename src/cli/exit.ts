@@ -1,4 +1,4 @@
-// How a command ends: exit codes, the errors that choose them, and Ctrl-C. What the errors look like on screen is main.ts's.
+/** How a command ends: exit codes, the errors that choose them, and Ctrl-C. What the errors look like on screen is main.ts's. */
 
 /** Exit codes of `kvasir`. 130 is what a shell reports for Ctrl-C. */
 export const EXIT = { ok: 0, failed: 1, usage: 2, interrupted: 130 } as const;

@@ -1,4 +1,4 @@
-// Numbers as people read them: bytes, counts, rates, times.
+/** Numbers as people read them: bytes, counts, rates, times. */
 
 /** `5.6 MB`, `1.2 GB`: decimal units, three significant digits. */
 export function formatBytes(numBytes: number): string {

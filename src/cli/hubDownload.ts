@@ -1,5 +1,7 @@
-// Downloads the files of a Hugging Face repository that make a model, each resumable: bytes are appended to `<name>.part`, which gets
-// its name when it is whole. Which word means a repository is resolveModel.ts's.
+/**
+ * Downloads the files of a Hugging Face repository that make a model, each resumable: bytes are appended to `<name>.part`, which gets
+ * its name when it is whole. Which word means a repository is resolveModel.ts's.
+ */
 
 import { createHash } from "node:crypto";
 import { createWriteStream, existsSync, mkdirSync, readdirSync, renameSync, rmSync, statSync } from "node:fs";

@@ -1,4 +1,5 @@
-// `kvasir inspect`: what a model is, read from its files' headers alone; no weight is loaded.
+/** `kvasir inspect`: what a model is, read from its files' headers alone; no weight is loaded. */
+
 import { basename } from "node:path";
 import { type ModelConfig, openModel } from "../models/config/index.ts";
 import { locate } from "../models/formats/file.node.ts";

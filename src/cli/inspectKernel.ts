@@ -1,4 +1,5 @@
-// `kvasir inspect-kernel`: shows a kernel of any spec as its tree, as WebAssembly text, or as the module's bytes.
+/** `kvasir inspect-kernel`: shows a kernel of any spec as its tree, as WebAssembly text, or as the module's bytes. */
+
 import { createRequire } from "node:module";
 import { detectWasmFeatures, type KernelTree, printKernel, wasmModule } from "../kernels/index.ts";
 import { defineCommand, jsonOption } from "./defineCommand.ts";

@@ -1,4 +1,5 @@
-// How this program was started, so that the commands it suggests can be typed as they stand, and what it bundles.
+/** How this program was started, so that the commands it suggests can be typed as they stand, and what it bundles. */
+
 import { fileURLToPath } from "node:url";
 
 /** `npm run kvasir --` in a checkout, where the sources run; `npx kvasir` where the package is installed. */

@@ -1,4 +1,5 @@
-// Every kernel of the project with a spec to look at it by: a layer of the bundled model, or one like it.
+/** Every kernel of the project with a spec to look at it by: a layer of the bundled model, or one like it. */
+
 import {
   KernelBuilder,
   type KernelDefinition,

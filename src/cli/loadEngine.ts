@@ -1,4 +1,5 @@
-// A running engine for a command: the model is found or downloaded, loaded with a progress line, and closed again whatever happens.
+/** A running engine for a command: the model is found or downloaded, loaded with a progress line, and closed again whatever happens. */
+
 import { Engine } from "../engine/index.ts";
 import type { LoadOptions } from "../engine/types.ts";
 import { ProgressLine } from "./progressLine.ts";

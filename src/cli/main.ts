@@ -1,5 +1,6 @@
 #!/usr/bin/env node
-// The `kvasir` program: finds the command, shows help, and turns what a command throws into a message and an exit code.
+/** The `kvasir` program: finds the command, shows help, and turns what a command throws into a message and an exit code. */
+
 import { readFileSync } from "node:fs";
 import { renderUsage, runCommand } from "citty";
 import { KvasirError } from "../tensor/errors.ts";

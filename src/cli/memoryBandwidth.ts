@@ -1,4 +1,5 @@
-// How fast this machine reads memory, with the same vector loads and threads that decoding uses: the bound of every decode step.
+/** How fast this machine reads memory, with the same vector loads and threads that decoding uses: the bound of every decode step. */
+
 import { CpuDevice } from "../devices/index.ts";
 import { defineKernel } from "../kernels/index.ts";
 

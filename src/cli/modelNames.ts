@@ -1,4 +1,5 @@
-// What a model may be called and where its files lie: repository names, the cache folder, the files of a folder that make a model.
+/** What a model may be called and where its files lie: repository names, the cache folder, the files of a folder that make a model. */
+
 import { existsSync, readdirSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";

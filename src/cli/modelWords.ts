@@ -1,4 +1,7 @@
-// Splits a command's words into MODEL and what follows it. MODEL may be left out, so the first word counts as one only if it can be one.
+/**
+ * Splits a command's words into MODEL and what follows it. MODEL may be left out, so the first word counts as one only if it can be one.
+ */
+
 import { isModelName } from "./modelNames.ts";
 
 /** MODEL, undefined when none was named, and the words after it. */

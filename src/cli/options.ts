@@ -1,5 +1,8 @@
-// The options that several commands share, and reading them: every value is checked here, so that a command gets numbers or a
-// UsageError that names the option. What the values mean is the engine's.
+/**
+ * The options that several commands share, and reading them: every value is checked here, so that a command gets numbers or a
+ * UsageError that names the option. What the values mean is the engine's.
+ */
+
 import type { ArgsDef } from "citty";
 import type { GenerateRequest, LoadOptions } from "../engine/types.ts";
 import { UsageError } from "./exit.ts";

@@ -1,4 +1,5 @@
-// One line on standard error that says how far loading is, on a terminal only: logs and pipes stay clean.
+/** One line on standard error that says how far loading is, on a terminal only: logs and pipes stay clean. */
+
 import type { LoadProgress } from "../engine/types.ts";
 import { formatBytes } from "./figures.ts";
 

@@ -1,5 +1,8 @@
-// From the word a person typed to files on this disk: a path, a folder, or a Hugging Face repository that is downloaded once. Reading
-// the files is the models layer's.
+/**
+ * From the word a person typed to files on this disk: a path, a folder, or a Hugging Face repository that is downloaded once. Reading
+ * the files is the models layer's.
+ */
+
 import { existsSync, readdirSync, statSync } from "node:fs";
 import { homedir } from "node:os";
 import { join } from "node:path";

@@ -1,4 +1,5 @@
-// `kvasir run`: continues one prompt, or several together.
+/** `kvasir run`: continues one prompt, or several together. */
+
 import { styleText } from "node:util";
 import type { GenerateRequest, Sample } from "../engine/types.ts";
 import { type Board, createBoard } from "./board.ts";

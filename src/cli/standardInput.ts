@@ -1,4 +1,5 @@
-// Text from standard input, for commands whose text was not given as a word.
+/** Text from standard input, for commands whose text was not given as a word. */
+
 import { text } from "node:stream/consumers";
 import { UsageError } from "./exit.ts";
 

@@ -1,4 +1,5 @@
-// Runs several requests at once and shows their texts as they grow, with the engine's figures. Where they are shown is the board's.
+/** Runs several requests at once and shows their texts as they grow, with the engine's figures. Where they are shown is the board's. */
+
 import type { Engine } from "../engine/index.ts";
 import type { EngineStats, FinishReason, GenerateRequest, Logprobs, Sample, Timing, Usage } from "../engine/types.ts";
 import type { Board } from "./board.ts";

@@ -1,5 +1,8 @@
-// Several texts that grow at once on a terminal: a frame of fixed height, redrawn in place, each text with a title line and its newest
-// lines below it. Plain output is board.ts's.
+/**
+ * Several texts that grow at once on a terminal: a frame of fixed height, redrawn in place, each text with a title line and its newest
+ * lines below it. Plain output is board.ts's.
+ */
+
 import { styleText } from "node:util";
 import type { Board, TextStream } from "./board.ts";
 import { fitWidth, textWidth, wrapText } from "./textLayout.ts";

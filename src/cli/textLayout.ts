@@ -1,4 +1,4 @@
-// Text that has to fit a terminal: control characters taken out, widths in cells, word wrapping. Where it is drawn is the boards'.
+/** Text that has to fit a terminal: control characters taken out, widths in cells, word wrapping. Where it is drawn is the boards'. */
 
 /** `text` without the control characters with which a model could steer the terminal; newlines and tabs stay. */
 export function printable(text: string): string {

@@ -1,4 +1,4 @@
-// The types of single tensor elements and their sizes. Block-quantised weights are not element types: see weightTypes.ts.
+/** The types of single tensor elements and their sizes. Block-quantised weights are not element types: see weightTypes.ts. */
 
 /** Type of one element. `f8e4m3` is the finite variant (largest value 448, no infinity), `f8e5m2` the IEEE-like one. */
 export type ElementType =

@@ -1,5 +1,7 @@
-// The errors Kvasir throws. One class for each kind of mistake, so that a caller can tell a bad file from a bad argument; the messages are
-// written where the mistake is seen, and name the argument, its value and what would be right.
+/**
+ * The errors Kvasir throws. One class for each kind of mistake, so that a caller can tell a bad file from a bad argument; the messages are
+ * written where the mistake is seen, and name the argument, its value and what would be right.
+ */
 
 /** Base of every error that Kvasir throws on purpose. */
 export class KvasirError extends Error {

@@ -1,5 +1,7 @@
-// Conversions between float32 and the 16- and 8-bit float formats, as bit patterns. Rounding is to nearest, ties to even. Plain scalar
-// functions and array forms of the 16-bit ones; packed or vectorised conversions belong to the kernels.
+/**
+ * Conversions between float32 and the 16- and 8-bit float formats, as bit patterns. Rounding is to nearest, ties to even. Plain scalar
+ * functions and array forms of the 16-bit ones; packed or vectorised conversions belong to the kernels.
+ */
 
 const floatWord = new Float32Array(1);
 const bitsWord = new Uint32Array(floatWord.buffer);

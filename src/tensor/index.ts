@@ -1,4 +1,4 @@
-// Element and weight types, conversions, shapes and errors: what every other folder is built on.
+/** Element and weight types, conversions, shapes and errors: what every other folder is built on. */
 
 export { type BlockDequantizer, blockDequantizer, dequantize } from "./dequantize/index.ts";
 export { type ElementType, elementBytes, elementTypes } from "./elementTypes.ts";

@@ -1,4 +1,4 @@
-// Shapes: row-major, outermost dimension first. Only counting and comparing; strides belong to whoever needs them.
+/** Shapes: row-major, outermost dimension first. Only counting and comparing; strides belong to whoever needs them. */
 
 import { ShapeError } from "./errors.ts";
 

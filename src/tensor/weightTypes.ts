@@ -1,5 +1,7 @@
-// The types in which weights are stored, plain or in blocks, and the size of their blocks. What the bytes of a block mean is said by
-// dequantize/.
+/**
+ * The types in which weights are stored, plain or in blocks, and the size of their blocks. What the bytes of a block mean is said by
+ * dequantize/.
+ */
 
 import { ArgumentError } from "./errors.ts";
 

@@ -1,4 +1,5 @@
-// What bundlers make of the package. That the result works in a browser is for smoke.ts, which needs one.
+/** What bundlers make of the package. That the result works in a browser is for smoke.ts, which needs one. */
+
 import { mkdtempSync, readdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,4 +1,5 @@
-// The page as an application would ship it: the built package put through Vite. How the package itself is built is tsdown's matter.
+/** The page as an application would ship it: the built package put through Vite. How the package itself is built is tsdown's matter. */
+
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { build } from "vite";

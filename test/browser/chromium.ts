@@ -1,4 +1,5 @@
-// Finds a Chromium on this machine and shows it one page, without a window. What the page does is the page's matter.
+/** Finds a Chromium on this machine and shows it one page, without a window. What the page does is the page's matter. */
+
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { accessSync, constants, mkdtempSync, rmSync } from "node:fs";

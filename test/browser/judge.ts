@@ -1,4 +1,5 @@
-// What must hold of a page's report.
+/** What must hold of a page's report. */
+
 import { blockedMs, type PageReport } from "./pageReport.ts";
 import type { Setting } from "./settings.ts";
 import type { Trial } from "./trial.ts";

@@ -1,5 +1,8 @@
-// Runs in the page: the trials with the bundled model as a File, while watching whether the page's own thread keeps turning. Reports to
-// the server that served it. The query says where the engine runs: ?worker=false takes the page's thread.
+/**
+ * Runs in the page: the trials with the bundled model as a File, while watching whether the page's own thread keeps turning. Reports to
+ * the server that served it. The query says where the engine runs: ?worker=false takes the page's thread.
+ */
+
 import { Engine } from "../../src/index.ts";
 import { blockedMs, type Liveliness, type PageReport } from "./pageReport.ts";
 import { activationChoices, runTrial, type Trial } from "./trial.ts";

@@ -1,4 +1,5 @@
-// What the page tells the server about its trials.
+/** What the page tells the server about its trials. */
+
 import type { Trial } from "./trial.ts";
 
 /** How long the page's thread is blocked on purpose, to see that the watch would notice. */

@@ -1,5 +1,8 @@
-// Serves the page of this folder, the built package and the bundled model, and takes the page's report. Unbundled modules are given out
-// with their imports as addresses: bare names cannot be left to an import map, because import maps do not reach into workers.
+/**
+ * Serves the page of this folder, the built package and the bundled model, and takes the page's report. Unbundled modules are given out
+ * with their imports as addresses: bare names cannot be left to an import map, because import maps do not reach into workers.
+ */
+
 import { readFile } from "node:fs/promises";
 import { createServer, type IncomingMessage, type ServerResponse } from "node:http";
 import type { AddressInfo } from "node:net";

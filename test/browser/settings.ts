@@ -1,4 +1,4 @@
-// The ways to run the engine in a page that smoke.ts tries.
+/** The ways to run the engine in a page that smoke.ts tries. */
 
 export interface Setting {
   readonly name: string;

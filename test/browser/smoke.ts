@@ -1,5 +1,8 @@
-// The package in a real browser: `node test/browser/smoke.ts`. Runs the bundled model in headless Chromium in each way a page can, and
-// holds it to what Node makes of the same prompts. Exit code 0: all equal and alive; 1: not; 2: there is no browser to try.
+/**
+ * The package in a real browser: `node test/browser/smoke.ts`. Runs the bundled model in headless Chromium in each way a page can, and
+ * holds it to what Node makes of the same prompts. Exit code 0: all equal and alive; 1: not; 2: there is no browser to try.
+ */
+
 import { execFileSync } from "node:child_process";
 import { globSync, mkdtempSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";

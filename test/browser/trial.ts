@@ -1,5 +1,8 @@
-// What is done with an engine in every place alike: the same prompts, the same options, in Node and in a page. Where is page.ts's and
-// smoke.ts's matter.
+/**
+ * What is done with an engine in every place alike: the same prompts, the same options, in Node and in a page. Where is page.ts's and
+ * smoke.ts's matter.
+ */
+
 import type { Engine, LoadOptions } from "../../src/index.ts";
 
 const PROMPTS = [

@@ -1,5 +1,8 @@
-// Every kernel of src/ops: found by reading the folder, so that a new one cannot be missed, each with the specs it is built for in tests.
-// For tests only.
+/**
+ * Every kernel of src/ops: found by reading the folder, so that a new one cannot be missed, each with the specs it is built for in tests.
+ * For tests only.
+ */
+
 import { readdir } from "node:fs/promises";
 import { kernelCatalog } from "../../src/cli/kernelCatalog.ts";
 import type { KernelDefinition } from "../../src/kernels/index.ts";

@@ -1,4 +1,5 @@
-// Runs a kernel outside any device: arrays are copied into a memory of its own, and back out when it is done. For tests only.
+/** Runs a kernel outside any device: arrays are copied into a memory of its own, and back out when it is done. For tests only. */
+
 import {
   compileWasm,
   detectWasmFeatures,

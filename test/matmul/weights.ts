@@ -1,4 +1,4 @@
-// Weights of every stored type for tests of the matrix product, and matrices of them on a device. For tests only.
+/** Weights of every stored type for tests of the matrix product, and matrices of them on a device. For tests only. */
 
 import {
   type ActivationPrecision,

@@ -1,4 +1,7 @@
-// A token's logits are the same bits alone and in company, in any chunking, on any pages and any number of threads: every sum has one order.
+/**
+ * A token's logits are the same bits alone and in company, in any chunking, on any pages and any number of threads: every sum has one order.
+ */
+
 import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { afterEach, describe, expect, it } from "vitest";

@@ -1,5 +1,7 @@
-// Builds small GGUF files in memory, sound or deliberately broken: for tests of the reader and of whoever uses it. Values are given with their
-// type numbers, and every count and offset can be overridden.
+/**
+ * Builds small GGUF files in memory, sound or deliberately broken: for tests of the reader and of whoever uses it. Values are given with their
+ * type numbers, and every count and offset can be overridden.
+ */
 
 /** A metadata value with its GGUF type. Numbers of 64 bits are given as bigint. */
 export type GgufTestValue =

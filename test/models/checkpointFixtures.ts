@@ -1,4 +1,6 @@
-// The committed configs and tensor lists of small checkpoints that transformers wrote, for the tests of src/models/config. For tests only.
+/**
+ * The committed configs and tensor lists of small checkpoints that transformers wrote, for the tests of src/models/config. For tests only.
+ */
 
 import { readFileSync } from "node:fs";
 import { hfConfig } from "../../src/models/config/hfConfig.ts";

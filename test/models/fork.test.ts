@@ -1,4 +1,5 @@
-// Sequences that part: pages copied before they are written to, and which sequences may share pages at all.
+/** Sequences that part: pages copied before they are written to, and which sequences may share pages at all. */
+
 import { afterEach, describe, expect, it } from "vitest";
 import { type LoadedModel, loadModel } from "../../src/models/loadModel.ts";
 import { type Checkpoint, checkpointFiles, memoryFolder } from "./randomModels.ts";

@@ -1,5 +1,8 @@
-// One golden case of whole models that is committed, so that the logits of a real implementation are checked wherever the tests run; and
-// that the runner of such cases notices what is wrong.
+/**
+ * One golden case of whole models that is committed, so that the logits of a real implementation are checked wherever the tests run; and
+ * that the runner of such cases notices what is wrong.
+ */
+
 import { cpSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";

@@ -1,4 +1,6 @@
-// Loading a model that is not as it should be: the error names what is wrong, and nothing stays open. Loading sound ones gives memory back.
+/**
+ * Loading a model that is not as it should be: the error names what is wrong, and nothing stays open. Loading sound ones gives memory back.
+ */
 
 import { fileURLToPath } from "node:url";
 import { setFlagsFromString } from "node:v8";

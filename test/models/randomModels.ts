@@ -1,4 +1,5 @@
-// Small models with random weights, in memory, for tests: checkpoints of every family, and a GGUF file of all quantised types.
+/** Small models with random weights, in memory, for tests: checkpoints of every family, and a GGUF file of all quantised types. */
+
 import { readFileSync } from "node:fs";
 import { bytesSource, type JsonObject, type SourceFolder } from "../../src/models/formats/index.ts";
 import { bf16FromF32, type WeightType, weightBytes } from "../../src/tensor/index.ts";

@@ -1,4 +1,5 @@
-// Runs given sequences through a model in a given order of chunks, and collects every token's logits. For tests.
+/** Runs given sequences through a model in a given order of chunks, and collects every token's logits. For tests. */
+
 import { type Chunk, raggedBatch, range } from "../../goldens/raggedBatch.ts";
 import type { LoadedModel } from "../../src/models/loadModel.ts";
 import type { ModelRunner } from "../../src/models/runner.ts";

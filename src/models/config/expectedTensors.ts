@@ -1,5 +1,7 @@
-// The tensors a model of a given config has, under Kvasir's own names, with their shapes. Where a file keeps them, and under which name, is the
-// matter of tensorNames.ts.
+/**
+ * The tensors a model of a given config has, under Kvasir's own names, with their shapes. Where a file keeps them, and under which name, is the
+ * matter of tensorNames.ts.
+ */
 
 import type { Shape } from "../../tensor/index.ts";
 import type { ModelConfig } from "./modelConfig.ts";

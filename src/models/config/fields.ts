@@ -1,4 +1,6 @@
-// Typed reading of loose key-value data (a config.json, GGUF metadata): a value of the wrong kind is an error that names file, key and value.
+/**
+ * Typed reading of loose key-value data (a config.json, GGUF metadata): a value of the wrong kind is an error that names file, key and value.
+ */
 
 import { FormatError } from "../../tensor/index.ts";
 

@@ -1,4 +1,6 @@
-// From GGUF metadata to a ModelConfig, with the conventions of llama.cpp's converter where the metadata is silent. RoPE is in ggufRope.ts.
+/**
+ * From GGUF metadata to a ModelConfig, with the conventions of llama.cpp's converter where the metadata is silent. RoPE is in ggufRope.ts.
+ */
 
 import { FormatError } from "../../tensor/index.ts";
 import type { WeightsFile } from "../formats/index.ts";

@@ -1,4 +1,6 @@
-// RoPE settings of a GGUF file: metadata keys, and tensors with one divisor for each frequency. What the scalings do is src/ops/rope's.
+/**
+ * RoPE settings of a GGUF file: metadata keys, and tensors with one divisor for each frequency. What the scalings do is src/ops/rope's.
+ */
 
 import type { RopeScaling, RopeSpec } from "../../ops/rope/contract.ts";
 import { dequantize, FormatError } from "../../tensor/index.ts";

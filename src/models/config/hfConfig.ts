@@ -1,4 +1,4 @@
-// From a Hugging Face config.json to a ModelConfig. RoPE settings are in hfRope.ts, window patterns in hfWindows.ts.
+/** From a Hugging Face config.json to a ModelConfig. RoPE settings are in hfRope.ts, window patterns in hfWindows.ts. */
 
 import type { Activation } from "../../ops/gatedActivation/contract.ts";
 import { FormatError } from "../../tensor/index.ts";

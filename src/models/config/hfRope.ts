@@ -1,5 +1,7 @@
-// RoPE settings of a config.json in both spellings: `rope_parameters` (transformers 5, one set or one for each kind of layer), or `rope_theta`
-// with `rope_scaling` (before). What the scalings do is src/ops/rope's.
+/**
+ * RoPE settings of a config.json in both spellings: `rope_parameters` (transformers 5, one set or one for each kind of layer), or `rope_theta`
+ * with `rope_scaling` (before). What the scalings do is src/ops/rope's.
+ */
 
 import type { RopeScaling, RopeSpec } from "../../ops/rope/contract.ts";
 import { isJsonObject, type JsonObject } from "../formats/index.ts";

@@ -1,4 +1,4 @@
-// Which layers of a config.json have a sliding window: listed in `layer_types`, or following from each family's older settings.
+/** Which layers of a config.json have a sliding window: listed in `layer_types`, or following from each family's older settings. */
 
 import type { Fields } from "./fields.ts";
 import type { ModelFamily } from "./modelConfig.ts";

@@ -1,4 +1,4 @@
-// What a model is (ModelConfig), which tensors it has, and how both are found in a config.json, GGUF metadata or a llama2.c header.
+/** What a model is (ModelConfig), which tensors it has, and how both are found in a config.json, GGUF metadata or a llama2.c header. */
 
 export { type ExpectedTensor, expectedTensors } from "./expectedTensors.ts";
 export { ggufConfig } from "./ggufConfig.ts";

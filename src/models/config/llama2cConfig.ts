@@ -1,4 +1,4 @@
-// From the header of a llama2.c checkpoint to a ModelConfig.
+/** From the header of a llama2.c checkpoint to a ModelConfig. */
 
 import type { WeightsFile } from "../formats/index.ts";
 import { Fields } from "./fields.ts";

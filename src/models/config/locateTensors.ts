@@ -1,5 +1,7 @@
-// Finds the tensors of a model in its file: every expected one must be there in the right shape, and none may be left over, because a tensor
-// that the forward pass does not know means another model.
+/**
+ * Finds the tensors of a model in its file: every expected one must be there in the right shape, and none may be left over, because a tensor
+ * that the forward pass does not know means another model.
+ */
 
 import { FormatError, formatShape, sameShape } from "../../tensor/index.ts";
 import { sliceRows, type TensorEntry, type WeightsFile } from "../formats/index.ts";

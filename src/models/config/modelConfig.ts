@@ -1,5 +1,7 @@
-// What a decoder-only language model is, as plain data: everything the forward pass must know beside the weights. The readers beside this file
-// make it from a config.json or from GGUF metadata; nothing here depends on where it came from.
+/**
+ * What a decoder-only language model is, as plain data: everything the forward pass must know beside the weights. The readers beside this file
+ * make it from a config.json or from GGUF metadata; nothing here depends on where it came from.
+ */
 
 import type { Activation } from "../../ops/gatedActivation/contract.ts";
 import type { RopeSpec } from "../../ops/rope/contract.ts";

@@ -1,4 +1,6 @@
-// From a folder of files to a model: its config, and each of its tensors under Kvasir's own name. Tokenizers are src/models/tokenizer's.
+/**
+ * From a folder of files to a model: its config, and each of its tensors under Kvasir's own name. Tokenizers are src/models/tokenizer's.
+ */
 
 import { openWeights, readJsonFile, type SourceFolder, type TensorEntry, type WeightsFile } from "../formats/index.ts";
 import { ggufConfig } from "./ggufConfig.ts";

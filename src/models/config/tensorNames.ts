@@ -1,4 +1,4 @@
-// What each format calls the tensors that expectedTensors.ts lists, fused matrices included.
+/** What each format calls the tensors that expectedTensors.ts lists, fused matrices included. */
 
 import type { ModelConfig } from "./modelConfig.ts";
 

@@ -1,4 +1,4 @@
-// Conditions between the fields of a ModelConfig that a file can violate although each field alone is sound.
+/** Conditions between the fields of a ModelConfig that a file can violate although each field alone is sound. */
 
 import { FormatError } from "../../tensor/index.ts";
 import type { ModelConfig } from "./modelConfig.ts";

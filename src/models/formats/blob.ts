@@ -1,4 +1,4 @@
-// Weights files that a page was given: a Blob, or the Files of an input or a dropped folder. Nothing is read but what is asked for.
+/** Weights files that a page was given: a Blob, or the Files of an input or a dropped folder. Nothing is read but what is asked for. */
 
 import { FormatError } from "../../tensor/index.ts";
 import { type ByteSource, requireRange } from "./byteSource.ts";

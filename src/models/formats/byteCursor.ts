@@ -1,4 +1,4 @@
-// Reads a byte source front to back through one buffer, for headers whose length is known only once they are read.
+/** Reads a byte source front to back through one buffer, for headers whose length is known only once they are read. */
 
 import { FormatError } from "../../tensor/index.ts";
 import { type ByteSource, requireRange } from "./byteSource.ts";

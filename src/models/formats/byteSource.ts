@@ -1,4 +1,4 @@
-// Where the bytes of a weights file come from: ranges of a file, a Blob, or plain memory. The readers above never hold a whole file.
+/** Where the bytes of a weights file come from: ranges of a file, a Blob, or plain memory. The readers above never hold a whole file. */
 
 import { ArgumentError, FormatError } from "../../tensor/index.ts";
 

@@ -1,4 +1,4 @@
-// Weights files on disk, in Node: ranges are read straight into the caller's memory, shared or not.
+/** Weights files on disk, in Node: ranges are read straight into the caller's memory, shared or not. */
 
 import { type FileHandle, open, readdir, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";

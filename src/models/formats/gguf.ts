@@ -1,5 +1,7 @@
-// GGUF files, versions 2 and 3, one or split into several: header, metadata and the table of tensors. It reads only the header; the weights
-// stay where they are until someone asks for them. Format: ggml's docs/gguf.md.
+/**
+ * GGUF files, versions 2 and 3, one or split into several: header, metadata and the table of tensors. It reads only the header; the weights
+ * stay where they are until someone asks for them. Format: ggml's docs/gguf.md.
+ */
 
 import { FormatError, formatShape, type WeightType } from "../../tensor/index.ts";
 import { ByteCursor } from "./byteCursor.ts";

@@ -1,4 +1,4 @@
-// The typed values of GGUF metadata: numbers, strings, booleans and arrays of them. The file around them is gguf.ts's.
+/** The typed values of GGUF metadata: numbers, strings, booleans and arrays of them. The file around them is gguf.ts's. */
 
 import { FormatError } from "../../tensor/index.ts";
 import type { ByteCursor } from "./byteCursor.ts";

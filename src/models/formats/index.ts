@@ -1,4 +1,4 @@
-// Weights files: where their bytes come from, and the tensors in them. Files on disk: file.node.ts.
+/** Weights files: where their bytes come from, and the tensors in them. Files on disk: file.node.ts. */
 
 export { blobSource, filesFolder } from "./blob.ts";
 export { type ByteSource, bytesSource } from "./byteSource.ts";

@@ -1,4 +1,4 @@
-// Finds what JSON.parse hides: a key that appears twice in the outermost object of a JSON text.
+/** Finds what JSON.parse hides: a key that appears twice in the outermost object of a JSON text. */
 
 /** The first key of the outermost object of `text`, which must be valid JSON, that appears a second time; undefined if none does. */
 export function duplicateKey(text: string): string | undefined {

@@ -1,5 +1,7 @@
-// Checkpoints of llama2.c, version 0: seven integers, then float32 matrices, those of all layers together. The tensors get Kvasir's own names;
-// the tokenizer file beside it is src/models/tokenizer's. Format: karpathy/llama2.c, export.py (legacy_export).
+/**
+ * Checkpoints of llama2.c, version 0: seven integers, then float32 matrices, those of all layers together. The tensors get Kvasir's own names;
+ * the tokenizer file beside it is src/models/tokenizer's. Format: karpathy/llama2.c, export.py (legacy_export).
+ */
 
 import { FormatError } from "../../tensor/index.ts";
 import type { ByteSource } from "./byteSource.ts";

@@ -1,4 +1,4 @@
-// Opens weights of any supported format, by the name of the file, or by what a folder holds.
+/** Opens weights of any supported format, by the name of the file, or by what a folder holds. */
 
 import { FormatError } from "../../tensor/index.ts";
 import { openGguf } from "./gguf.ts";

@@ -1,5 +1,7 @@
-// safetensors files, one or in shards with an index: the JSON header and where each tensor lies. Only the float types that checkpoints use;
-// the config beside them is src/models/config's. Format: huggingface/safetensors.
+/**
+ * safetensors files, one or in shards with an index: the JSON header and where each tensor lies. Only the float types that checkpoints use;
+ * the config beside them is src/models/config's. Format: huggingface/safetensors.
+ */
 
 import { FormatError, type WeightType } from "../../tensor/index.ts";
 import { type ByteSource, closeAll } from "./byteSource.ts";

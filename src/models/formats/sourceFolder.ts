@@ -1,5 +1,7 @@
-// A folder of model files, wherever it is: on disk, or files that a page was given. Models of several files (shards, a config beside the
-// weights) are read through it.
+/**
+ * A folder of model files, wherever it is: on disk, or files that a page was given. Models of several files (shards, a config beside the
+ * weights) are read through it.
+ */
 
 import { FormatError } from "../../tensor/index.ts";
 import type { ByteSource } from "./byteSource.ts";

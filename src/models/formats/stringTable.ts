@@ -1,5 +1,7 @@
-// Many strings in two typed arrays: a vocabulary of 262,144 entries takes 3 MB instead of some 15 MB of string objects, and none is decoded
-// until it is asked for.
+/**
+ * Many strings in two typed arrays: a vocabulary of 262,144 entries takes 3 MB instead of some 15 MB of string objects, and none is decoded
+ * until it is asked for.
+ */
 
 const decoder = new TextDecoder("utf-8", { ignoreBOM: true });
 

@@ -1,4 +1,4 @@
-// What every weights format is read into: named tensors that lie somewhere in a byte source. No weight is read until someone asks.
+/** What every weights format is read into: named tensors that lie somewhere in a byte source. No weight is read until someone asks. */
 
 import { FormatError, formatShape, numElements, type Shape, type WeightType, weightBlock } from "../../tensor/index.ts";
 import type { ByteSource } from "./byteSource.ts";

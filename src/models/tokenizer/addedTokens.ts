@@ -1,4 +1,4 @@
-// Tokens that are cut out of the text as they stand, before any model sees it: the cutting, not what becomes of the rest.
+/** Tokens that are cut out of the text as they stand, before any model sees it: the cutting, not what becomes of the rest. */
 
 /** One entry of tokenizer.json's `added_tokens`, or a control token of a GGUF file. */
 export interface AddedToken {

@@ -1,4 +1,6 @@
-// The alphabet of byte-level BPE (Radford et al. 2019, GPT-2): each byte has a printable character that stands for it in the vocabulary.
+/**
+ * The alphabet of byte-level BPE (Radford et al. 2019, GPT-2): each byte has a printable character that stands for it in the vocabulary.
+ */
 
 /** byteLevelAlphabet[b] stands for byte b: the printable Latin-1 characters for themselves, the other bytes from U+0100 on. */
 export const byteLevelAlphabet: readonly string[] = (() => {

@@ -1,4 +1,5 @@
-// Chat messages to a prompt, through the Jinja template that a model brings along. Encoding the prompt is the tokenizer's matter.
+/** Chat messages to a prompt, through the Jinja template that a model brings along. Encoding the prompt is the tokenizer's matter. */
+
 import { Template } from "@huggingface/jinja";
 import { ArgumentError, FormatError } from "../../tensor/errors.ts";
 

@@ -1,4 +1,7 @@
-// The vocabulary of Gemma 3 (262,144 pieces), where `npm run fetch:gemma` has put the file; all of its goldens are run by `npm run goldens`.
+/**
+ * The vocabulary of Gemma 3 (262,144 pieces), where `npm run fetch:gemma` has put the file; all of its goldens are run by `npm run goldens`.
+ */
+
 import { existsSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { describe, expect, it } from "vitest";

@@ -1,4 +1,5 @@
-// The tokenizer inside a GGUF file: from its metadata (`tokenizer.ggml.*`) to a tokenizer. Reading the file is the reader's matter.
+/** The tokenizer inside a GGUF file: from its metadata (`tokenizer.ggml.*`) to a tokenizer. Reading the file is the reader's matter. */
+
 import { FormatError } from "../../tensor/errors.ts";
 import { SPACE } from "./bytes.ts";
 import { ChatTemplate } from "./chatTemplate.ts";

@@ -1,4 +1,5 @@
-// Ids to text while they are being generated: gives out only whole characters. Stop strings are the engine's matter.
+/** Ids to text while they are being generated: gives out only whole characters. Stop strings are the engine's matter. */
+
 import { SPACE } from "./bytes.ts";
 import type { DecodeOptions, Tokenizer } from "./tokenizer.ts";
 import { Utf8Decoder } from "./utf8Decoder.ts";

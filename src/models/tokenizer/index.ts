@@ -1,4 +1,5 @@
-// Tokenizers and chat templates: what the other folders may use.
+/** Tokenizers and chat templates: what the other folders may use. */
+
 export type { AddedToken } from "./addedTokens.ts";
 export { type ChatMessage, ChatTemplate, type ChatTemplateOptions, type TemplateTokens } from "./chatTemplate.ts";
 export { type GgufMetadata, tokenizerFromGguf } from "./gguf.ts";

@@ -1,6 +1,9 @@
-// Tokenizers that tokenizer.json describes, with the normalisers, pre-tokenizers and post-processors of @huggingface/tokenizers. The rest
-// is ours: the library's encode() always recognises control tokens, its decode() tidies up spaces before punctuation, loses byte order
-// marks and writes one U+FFFD for a run of invalid bytes, and its BPE keeps every merge as a JSON string.
+/**
+ * Tokenizers that tokenizer.json describes, with the normalisers, pre-tokenizers and post-processors of @huggingface/tokenizers. The rest
+ * is ours: the library's encode() always recognises control tokens, its decode() tidies up spaces before punctuation, loses byte order
+ * marks and writes one U+FFFD for a run of invalid bytes, and its BPE keeps every merge as a JSON string.
+ */
+
 import { Tokenizer as LibraryTokenizer } from "@huggingface/tokenizers";
 import { FormatError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";

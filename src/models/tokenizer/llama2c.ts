@@ -1,4 +1,5 @@
-// The tokenizer files of llama2.c (tok512.bin, tokenizer.bin): longest piece, then score, length and bytes of each token.
+/** The tokenizer files of llama2.c (tok512.bin, tokenizer.bin): longest piece, then score, length and bytes of each token. */
+
 import { FormatError } from "../../tensor/errors.ts";
 import { sentencePieceTokenizer, TokenType } from "./sentencePiece.ts";
 import type { Tokenizer } from "./tokenizer.ts";

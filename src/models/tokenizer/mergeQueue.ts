@@ -1,4 +1,4 @@
-// The pending merges of one text, best first: a binary heap over typed arrays. What merging does to the text is not its matter.
+/** The pending merges of one text, best first: a binary heap over typed arrays. What merging does to the text is not its matter. */
 
 /** Merges ordered by score, highest first, and of equal ones the leftmost. Reused from text to text. */
 export class MergeQueue {

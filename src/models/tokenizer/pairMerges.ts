@@ -1,5 +1,8 @@
-// BPE vocabularies that list which pairs merge, in order (the `BPE` model of tokenizer.json, the merges of a GGUF file), in typed arrays:
-// 280,000 merges take 10 MB and a fraction of a second. Cutting texts into words is not its matter.
+/**
+ * BPE vocabularies that list which pairs merge, in order (the `BPE` model of tokenizer.json, the merges of a GGUF file), in typed arrays:
+ * 280,000 merges take 10 MB and a fraction of a second. Cutting texts into words is not its matter.
+ */
+
 import { FormatError } from "../../tensor/errors.ts";
 import { type PieceTable, PieceTableBuilder } from "./pieceTable.ts";
 import { type MergeRule, SymbolMerger } from "./symbolMerger.ts";

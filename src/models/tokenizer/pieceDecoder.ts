@@ -1,5 +1,8 @@
-// The `decoder` of tokenizer.json, as a function from a piece to the bytes it stands for: what streaming needs, since a decoder that
-// works on the whole text cannot run on half of it.
+/**
+ * The `decoder` of tokenizer.json, as a function from a piece to the bytes it stands for: what streaming needs, since a decoder that
+ * works on the whole text cannot run on half of it.
+ */
+
 import { FormatError } from "../../tensor/errors.ts";
 import { byteLevelBytes } from "./byteLevel.ts";
 import type { InvalidBytes } from "./utf8Decoder.ts";

@@ -1,5 +1,7 @@
-// The pieces of a vocabulary in typed arrays, found by their bytes: 262,144 of them take 9 MB instead of the hundreds that a Map of
-// strings would. Scores, merging and token types are not its matter.
+/**
+ * The pieces of a vocabulary in typed arrays, found by their bytes: 262,144 of them take 9 MB instead of the hundreds that a Map of
+ * strings would. Scores, merging and token types are not its matter.
+ */
 
 import { SPACE } from "./bytes.ts";
 

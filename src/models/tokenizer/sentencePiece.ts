@@ -1,5 +1,8 @@
-// Sentencepiece BPE vocabularies (tokens, scores, types: llama, Mistral, Gemma, Phi 3, llama2.c): the merging and the vocabulary.
-// Which file they come from is the loaders' matter (gguf.ts, llama2c.ts). Kudo & Richardson 2018.
+/**
+ * Sentencepiece BPE vocabularies (tokens, scores, types: llama, Mistral, Gemma, Phi 3, llama2.c): the merging and the vocabulary.
+ * Which file they come from is the loaders' matter (gguf.ts, llama2c.ts). Kudo & Richardson 2018.
+ */
+
 import { FormatError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
 import { SPACE } from "./bytes.ts";

@@ -1,5 +1,7 @@
-// How byte-level BPE vocabularies cut a text into words before merging. GGUF files name the rule (`tokenizer.ggml.pre`) without saying
-// what it is; the expressions are those of the models' own tokenizer.json files, applied one after the other.
+/**
+ * How byte-level BPE vocabularies cut a text into words before merging. GGUF files name the rule (`tokenizer.ggml.pre`) without saying
+ * what it is; the expressions are those of the models' own tokenizer.json files, applied one after the other.
+ */
 
 export interface SplitRule {
   /** Regular expressions in tokenizer.json's syntax; each isolates its matches in what the previous ones left. */

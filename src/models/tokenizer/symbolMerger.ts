@@ -1,5 +1,8 @@
-// Byte-pair merging (Sennrich et al. 2016) over typed arrays, in O(n log n): which pairs may merge, and which first, is the `MergeRule`'s
-// matter.
+/**
+ * Byte-pair merging (Sennrich et al. 2016) over typed arrays, in O(n log n): which pairs may merge, and which first, is the `MergeRule`'s
+ * matter.
+ */
+
 import { MergeQueue } from "./mergeQueue.ts";
 
 /** What a vocabulary knows about merging. Texts are UTF-8 bytes, and `begin..end` a range of them. */

@@ -1,5 +1,8 @@
-// A tokenizer as the engine sees it: text to ids, ids to bytes and text. How a stretch of plain text is cut into pieces is the
-// `SectionEncoder`'s matter (sentencePiece.ts, libraryModel.ts); how a file becomes a tokenizer is the loaders'.
+/**
+ * A tokenizer as the engine sees it: text to ids, ids to bytes and text. How a stretch of plain text is cut into pieces is the
+ * `SectionEncoder`'s matter (sentencePiece.ts, libraryModel.ts); how a file becomes a tokenizer is the loaders'.
+ */
+
 import { ArgumentError } from "../../tensor/errors.ts";
 import { type AddedToken, AddedTokenSplitter } from "./addedTokens.ts";
 import { NO_BYTES } from "./bytes.ts";

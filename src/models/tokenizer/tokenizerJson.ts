@@ -1,4 +1,7 @@
-// tokenizer.json with tokenizer_config.json, as Hugging Face repositories hold them, to a tokenizer. Reading the files is the caller's matter.
+/**
+ * tokenizer.json with tokenizer_config.json, as Hugging Face repositories hold them, to a tokenizer. Reading the files is the caller's matter.
+ */
+
 import { FormatError } from "../../tensor/errors.ts";
 import { ChatTemplate } from "./chatTemplate.ts";
 import { addedTokensOf, libraryTokenizer, type TokenizerJson } from "./libraryModel.ts";

@@ -1,4 +1,4 @@
-// Bytes to text, piece by piece: holds back an unfinished UTF-8 sequence and replaces invalid bytes. Knows nothing of tokens.
+/** Bytes to text, piece by piece: holds back an unfinished UTF-8 sequence and replaces invalid bytes. Knows nothing of tokens. */
 
 import { NO_BYTES } from "./bytes.ts";
 

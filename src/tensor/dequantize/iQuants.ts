@@ -1,4 +1,4 @@
-// 4-bit codes into a table of sixteen unevenly spaced levels, as ggml defines them (ggml-quants.c): IQ4_NL and IQ4_XS.
+/** 4-bit codes into a table of sixteen unevenly spaced levels, as ggml defines them (ggml-quants.c): IQ4_NL and IQ4_XS. */
 
 import { readF16 } from "./readF16.ts";
 

@@ -1,5 +1,7 @@
-// The float32 values of stored weights: one plain loop for each block format. This is the definition that kernels and packed forms are tested
-// against; it is not meant to be fast.
+/**
+ * The float32 values of stored weights: one plain loop for each block format. This is the definition that kernels and packed forms are tested
+ * against; it is not meant to be fast.
+ */
 
 import { ShapeError } from "../errors.ts";
 import { type WeightType, weightBlock, weightBytes } from "../weightTypes.ts";

@@ -1,5 +1,7 @@
-// Super-blocks of 256 weights whose sub-blocks of 16 or 32 carry small integer scales, as ggml defines them (ggml-quants.c): Q2_K to Q6_K.
-// Every product and sum is rounded to float32, as there.
+/**
+ * Super-blocks of 256 weights whose sub-blocks of 16 or 32 carry small integer scales, as ggml defines them (ggml-quants.c): Q2_K to Q6_K.
+ * Every product and sum is rounded to float32, as there.
+ */
 
 import { readF16 } from "./readF16.ts";
 

@@ -1,5 +1,7 @@
-// Blocks of 32 weights with one scale, and for the "_1" types one minimum, as ggml defines them (ggml-quants.c): Q4_0, Q4_1, Q5_0, Q5_1,
-// Q8_0. Every product and sum is rounded to float32, as there.
+/**
+ * Blocks of 32 weights with one scale, and for the "_1" types one minimum, as ggml defines them (ggml-quants.c): Q4_0, Q4_1, Q5_0, Q5_1,
+ * Q8_0. Every product and sum is rounded to float32, as there.
+ */
 
 import { readF16 } from "./readF16.ts";
 

@@ -1,4 +1,4 @@
-// Weights stored one by one: F32, F16, BF16, little endian at any byte offset.
+/** Weights stored one by one: F32, F16, BF16, little endian at any byte offset. */
 
 import { bf16ToF32, f16ToF32 } from "../float16.ts";
 

@@ -1,4 +1,4 @@
-// Reads the f16 scales that blocks of every family hold.
+/** Reads the f16 scales that blocks of every family hold. */
 
 import { f16ToF32 } from "../float16.ts";
 

@@ -7,6 +7,7 @@ import type { KvCache, PageCopy } from "../cache/kvCache.ts";
 import type { RaggedBatch } from "./runner.ts";
 import type { Sequence } from "./sequence.ts";
 
+/** The most that one step may hold; the arrays of a batch are made for it once. */
 export interface BatchCapacity {
   readonly maxNumTokens: number;
   readonly maxNumSeqs: number;
@@ -16,6 +17,7 @@ export interface BatchCapacity {
   readonly maxPages: number;
 }
 
+/** The decisions of the scheduler for one step, as arrays that a runner reads. Used again for every step. */
 export class StepBatch {
   /** The sequences of this step, in the order of their rows. */
   readonly sequences: Sequence[] = [];

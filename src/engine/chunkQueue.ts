@@ -2,6 +2,7 @@
 
 import type { GenerateChunk } from "./types.ts";
 
+/** The stream of one request. Iterate it once. */
 export class ChunkQueue implements AsyncIterableIterator<GenerateChunk> {
   readonly #onEnd: (isAbandoned: boolean) => void;
   #chunks: GenerateChunk[] = [];

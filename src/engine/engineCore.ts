@@ -13,8 +13,11 @@ import { Scheduler } from "./scheduler.ts";
 import { Sequence } from "./sequence.ts";
 import type { FinishReason, Logprobs } from "./types.ts";
 
+/** What a core works with, and its limits; each is an integer of at least 1. */
 export interface EngineCoreOptions {
+  /** Runs the steps; its vocabulary, pages and longest sequence bound what requests may ask. Stays the caller's to close. */
   readonly runner: ModelRunner;
+  /** Draws the tokens. What it throws ends the one request it was asked for. */
   readonly sampler: Sampler;
   /** Token budget of a step. Default 512. */
   readonly maxNumBatchedTokens?: number;
@@ -44,7 +47,9 @@ export interface StepOutput {
   readonly numCachedTokens: number;
 }
 
+/** What one step did. */
 export interface StepResult {
+  /** For each sample that has something new, in no promised order; those of one sample are in theirs. */
   readonly outputs: readonly StepOutput[];
   /** Tokens computed: 0 when there was only something to report. */
   readonly numTokens: number;
@@ -63,6 +68,10 @@ export interface EngineCoreStats extends KvCacheStats {
 
 const PROMPT_ROWS_BYTES = 64 * 2 ** 20;
 
+/**
+ * The engine without text and threads: requests of token ids are added and aborted between steps or during one, and `step` is called as
+ * long as there is work. It owns the bookkeeping of the cache, not the runner.
+ */
 export class EngineCore {
   readonly #runner: ModelRunner;
   readonly #sampler: Sampler;
@@ -160,6 +169,7 @@ export class EngineCore {
     return this.#takeResult(batch.numTokens);
   }
 
+  /** State and counts as of now; cheap enough for every step. */
   stats(): EngineCoreStats {
     return {
       ...this.#cache.stats(),

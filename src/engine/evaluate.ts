@@ -4,9 +4,11 @@ import { ArgumentError } from "../tensor/errors.ts";
 import type { TokenizeOptions } from "./messages.ts";
 import type { Completion, Evaluation, GenerateRequest, ModelDescription, Prompt } from "./types.ts";
 
+/** How a text is cut for its evaluation, and how to follow and end that. */
 export interface EvaluateOptions {
   /** Tokens predicted per window; each window starts without memory of those before. Default 512, or the model's context if shorter. */
   readonly window?: number;
+  /** Ends the evaluation, which then rejects with the signal's reason. */
   readonly signal?: AbortSignal;
   /** Called after each window. */
   readonly onProgress?: (progress: {

@@ -57,6 +57,7 @@ export class LiveSample {
   }
 }
 
+/** A request under way: turns what the core says of its samples into chunks for the caller. */
 export class LiveRequest {
   /** The handle's number for it. */
   readonly id: number;

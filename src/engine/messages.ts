@@ -27,6 +27,7 @@ export interface Calls {
 /** How a prompt becomes tokens. */
 export type TokenizeOptions = Pick<GenerateRequest, "parseSpecialTokens" | "templateVariables">;
 
+/** A question on its way: one member for each entry of `Calls`. */
 export type CallMessage = {
   [Name in keyof Calls]: {
     readonly type: "call";
@@ -44,6 +45,7 @@ export type ToWorker =
   | CallMessage
   | { readonly type: "close" };
 
+/** What a step added to one request. */
 export interface ChunkOfRequest {
   readonly id: number;
   readonly chunk: GenerateChunk;
@@ -70,6 +72,7 @@ export interface PlainError {
   readonly stack?: string;
 }
 
+/** An error as plain data. What is no Error is turned into its text. */
 export function toPlainError(error: unknown): PlainError {
   if (!(error instanceof Error)) return { name: "Error", message: String(error) };
   return { name: error.name, message: error.message, ...(error.stack === undefined ? {} : { stack: error.stack }) };
@@ -77,6 +80,7 @@ export function toPlainError(error: unknown): PlainError {
 
 const ERROR_CLASSES = { ArgumentError, CapacityError, DeviceError, FormatError, KvasirError, LogitsError, ShapeError };
 
+/** The error again, of its own class where that is one of ours, else an Error. */
 export function fromPlainError({ name, message, stack }: PlainError): Error {
   // `hasOwn` has just found it: what TypeScript does not conclude from it.
   const ErrorClass = Object.hasOwn(ERROR_CLASSES, name) ? ERROR_CLASSES[name as keyof typeof ERROR_CLASSES] : Error;

@@ -8,6 +8,7 @@ export interface StreamDecoder {
   flush(): string;
 }
 
+/** The text of one sample as its tokens arrive, up to a stop string. Throws ArgumentError for an empty one. */
 export class OutputText {
   readonly #decoder: StreamDecoder;
   readonly #stops: StopStrings;

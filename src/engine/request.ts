@@ -5,9 +5,11 @@
 import { ArgumentError, CapacityError } from "../tensor/errors.ts";
 import type { SamplingParams } from "./types.ts";
 
+/** One prompt to be continued, or scored. `validateRequest` says what is refused. */
 export interface EngineRequest {
   /** Unique among the requests not yet finished. */
   readonly id: string;
+  /** At least one token, each from 0 to vocabSize - 1. */
   readonly promptTokens: Int32Array;
   /** Tokens to generate per sample, at most; 0 only scores the prompt. */
   readonly maxTokens: number;

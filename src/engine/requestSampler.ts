@@ -7,6 +7,7 @@ import { TokenSampler } from "./sampler.ts";
 import type { Sequence } from "./sequence.ts";
 import type { Logprobs } from "./types.ts";
 
+/** The sampler of an engine: draws by the parameters and penalties of the request that a sequence belongs to. */
 export class RequestSampler implements Sampler {
   readonly #requests: ReadonlyMap<string, LiveRequest>;
   readonly #tokens: TokenSampler;

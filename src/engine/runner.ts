@@ -9,6 +9,7 @@ import type { Logprobs } from "./types.ts";
 
 export type { LogitsBatch, ModelRunner, RaggedBatch } from "../models/runner.ts";
 
+/** A token drawn for one sample. */
 export interface SampledToken {
   readonly tokenId: number;
   /** Present when the request asks for log-probabilities. */

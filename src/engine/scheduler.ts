@@ -8,6 +8,7 @@ import type { KvCache } from "../cache/kvCache.ts";
 import type { StepBatch } from "./batch.ts";
 import type { Sequence } from "./sequence.ts";
 
+/** What a step may take; each at least 1. */
 export interface SchedulerLimits {
   /** Token budget of a step. */
   readonly maxNumBatchedTokens: number;

@@ -5,6 +5,7 @@
 import type { CacheSequence } from "../cache/cacheSequence.ts";
 import type { EngineRequest } from "./request.ts";
 
+/** What the scheduler schedules. */
 export class Sequence {
   readonly request: EngineRequest;
   /** 0 to n - 1; tells the samples of one request apart. */

@@ -5,6 +5,7 @@
 
 import { ArgumentError } from "../tensor/errors.ts";
 
+/** The stop strings of one sample. Throws ArgumentError for an empty one. */
 export class StopStrings {
   readonly #stops: readonly { readonly text: string; readonly fallback: Int32Array }[];
   /** For each stop string, how many of its characters the text so far ends with. */

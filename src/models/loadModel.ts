@@ -11,6 +11,7 @@ import { loadWeights } from "./network/weights.ts";
 import type { ModelRunner } from "./runner.ts";
 import { loadTokenizerJson, type Tokenizer, tokenizerFromGguf, tokenizerFromLlama2c } from "./tokenizer/index.ts";
 
+/** How to load a model, and the sizes that stay fixed from then on. Counts are integers of at least 1. */
 export interface LoadModelOptions {
   /** Threads of the CPU device. Default: the cores available. */
   readonly threads?: number;
@@ -18,21 +19,31 @@ export interface LoadModelOptions {
   readonly relaxedSimd?: boolean;
   /** Capacity of the key/value cache in tokens, rounded up to whole pages. */
   readonly maxNumTokens: number;
+  /** Tokens of a cache page. */
   readonly pageSize: number;
+  /** Element type of cached keys and values. */
   readonly cacheType: "f32" | "f16";
+  /** What quantised weights are multiplied with. */
   readonly activations: ActivationPrecision;
+  /** Most tokens of one batch; the buffers are made for it. */
   readonly maxNumBatchedTokens: number;
+  /** Told while weights are read, in bytes of the file. */
   onProgress?(loadedBytes: number, totalBytes: number): void;
+  /** Ends the loading, which then rejects with the signal's reason and keeps nothing. */
   readonly signal?: AbortSignal;
 }
 
+/** A model, ready to run. Closing the runner closes the device. */
 export interface LoadedModel {
   readonly config: ModelConfig;
   readonly runner: ModelRunner;
   /** Undefined where the folder holds no tokenizer: the model then takes token numbers only. */
   readonly tokenizer: Tokenizer | undefined;
+  /** Weights in the file; one that is used twice counts once. */
   readonly numParameters: number;
+  /** Bytes that the weights take on the device. */
   readonly weightBytes: number;
+  /** Bytes of all cache pages, over all layers. */
   readonly cacheBytes: number;
   readonly device: CpuDevice;
 }

@@ -15,6 +15,7 @@ export interface LayerPages {
   readonly pageBytes: number;
 }
 
+/** How many cache pages there are, how many tokens each holds, and as what. */
 export interface CacheSize {
   readonly numPages: number;
   readonly pageSize: number;
@@ -26,6 +27,7 @@ export function cacheBytesPerToken(config: ModelConfig, storage: "f32" | "f16"):
   return 2 * config.numLayers * config.numKvHeads * config.headDim * (storage === "f16" ? 2 : 4);
 }
 
+/** The pages of every layer. Throws CapacityError when the device has no room for them. */
 export function allocatePages(device: CpuDevice, config: ModelConfig, size: CacheSize): LayerPages[] {
   const { numPages, pageSize, storage } = size;
   const pageBytes = pageSize * config.numKvHeads * config.headDim * (storage === "f16" ? 2 : 4);

@@ -13,11 +13,13 @@ import { type DecoderState, recordDecoder } from "./decoder.ts";
 import { RopeRows } from "./ropeRows.ts";
 import type { LoadedWeights } from "./weights.ts";
 
+/** Sizes that the buffers are made for. */
 export interface CpuRunnerOptions extends CacheSize {
   /** Most tokens of one batch. */
   readonly maxNumBatchedTokens: number;
 }
 
+/** A model's forward pass on the CPU device. One batch at a time: await `execute` before the next. */
 export class CpuRunner implements ModelRunner {
   readonly vocabSize: number;
   readonly maxPositions: number;
@@ -69,10 +71,15 @@ export class CpuRunner implements ModelRunner {
     return this.#ropes.some((rope) => rope.isLong(promptLength)) ? "long rotation" : "";
   }
 
+  /** The copies are made when the next `execute` begins. */
   copyPages(copies: readonly PageCopy[]): void {
     this.#copies.push(...copies);
   }
 
+  /**
+   * Runs the batch. Rejects with ArgumentError for one with more tokens than the buffers hold, DeviceError when a kernel or worker fails.
+   * The rows of the result are views until the next batch; `greedy` and `logSumExp` (natural log) are copies.
+   */
   async execute(batch: RaggedBatch): Promise<LogitsBatch> {
     const { numTokens, numSeqs } = batch;
     if (numTokens > this.#maxTokens)
@@ -111,6 +118,7 @@ export class CpuRunner implements ModelRunner {
     };
   }
 
+  /** Closes the device, and frees with it all that the model takes. */
   async close(): Promise<void> {
     await this.#device.close();
   }

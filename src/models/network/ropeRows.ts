@@ -6,6 +6,7 @@
 import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
 import { type RopeSpec, RopeTable } from "../../ops/rope/index.ts";
 
+/** The rotation of layers that share one `RopeSpec`. */
 export class RopeRows {
   readonly spec: RopeSpec;
   readonly #device: CpuDevice;

@@ -19,6 +19,7 @@ import { readTensor } from "../formats/index.ts";
 /** Bytes that are read from the file at a time. Two such pieces are in memory: one is read while the other is packed. */
 const stagingBytes = 4 * 2 ** 20;
 
+/** A model's weights by Kvasir's names, on the device. */
 export interface LoadedWeights {
   readonly matrices: ReadonlyMap<string, WeightMatrix>;
   /** Addresses of f32 vectors. */
@@ -26,6 +27,7 @@ export interface LoadedWeights {
   readonly numBytes: number;
 }
 
+/** How weights are loaded. */
 export interface LoadWeightsOptions {
   readonly precision: ActivationPrecision;
   onProgress?(loadedBytes: number, totalBytes: number): void;

@@ -22,6 +22,7 @@ export interface TokenizerJson {
   readonly decoder?: object | null;
 }
 
+/** An entry of `added_tokens`. */
 export interface AddedTokenJson {
   readonly id: number;
   readonly content: string;

@@ -7,6 +7,7 @@ import { FormatError } from "../../tensor/errors.ts";
 import { byteLevelBytes } from "./byteLevel.ts";
 import type { InvalidBytes } from "./utf8Decoder.ts";
 
+/** Bytes of pieces, and what of decoding needs more than one piece. */
 export interface PieceDecoder {
   bytesOf(piece: string): Uint8Array;
   /** Whether there can be byte tokens at all. */

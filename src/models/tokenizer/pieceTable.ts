@@ -15,6 +15,7 @@ export interface StringArray {
 
 const EMPTY = -1;
 
+/** Pieces by number and, those that can be found, by their bytes. */
 export class PieceTable {
   readonly length: number;
   /** The length in bytes of the longest piece that can be found. */

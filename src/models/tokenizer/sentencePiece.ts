@@ -14,6 +14,7 @@ import { endTokenIds, type SectionEncoder, Tokenizer } from "./tokenizer.ts";
 /** Token types as GGUF numbers them. Unused tokens are matched like normal ones. */
 export const TokenType = { normal: 1, unknown: 2, control: 3, userDefined: 4, unused: 5, byte: 6 } as const;
 
+/** A vocabulary as files of the kind hold it. The arrays have an entry for each token. */
 export interface SentencePieceVocabulary {
   readonly tokens: StringArray;
   /** Merging order, highest first; length of `tokens`. */

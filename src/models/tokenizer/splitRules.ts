@@ -3,6 +3,7 @@
  * what it is; the expressions are those of the models' own tokenizer.json files, applied one after the other.
  */
 
+/** What the name of a rule stands for. */
 export interface SplitRule {
   /** Regular expressions in tokenizer.json's syntax; each isolates its matches in what the previous ones left. */
   readonly patterns: readonly string[];

@@ -1,6 +1,6 @@
 /** The device memory of a forward pass: a step's inputs, its intermediate results at full capacity, and the cache pages. */
 
-import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import { type CpuDevice, type DeviceBuffer, GrowingBuffer } from "../../devices/index.ts";
 import type { KvPages } from "../../ops/appendKv/index.ts";
 import { ActivationWorkspace, type WeightMatrix } from "../../ops/matmul/index.ts";
 import type { ModelConfig } from "../config/index.ts";
@@ -66,12 +66,13 @@ export class NetworkBuffers {
   readonly #vocabSize: number;
   readonly #maxTokens: number;
   readonly #rotationRows = new Map<RopeRows, DeviceBuffer>();
-  #logits: DeviceBuffer | undefined;
+  readonly #logits: GrowingBuffer;
 
   constructor(device: CpuDevice, config: ModelConfig, weights: LoadedWeights, maxTokens: number) {
     this.#device = device;
     this.#vocabSize = config.vocabSize;
     this.#maxTokens = maxTokens;
+    this.#logits = new GrowingBuffer(device, "logits");
     const words = (count: number, label: string): number => device.allocate(maxTokens * count * 4, label).pointer;
     const { hiddenSize, intermediateSize, headDim } = config;
     const qSize = config.numAttentionHeads * headDim;
@@ -102,14 +103,11 @@ export class NetworkBuffers {
 
   /** f32 [rows, vocabSize]; `reserveLogits` makes room. */
   get logits(): number {
-    return this.#logits?.pointer ?? 0;
+    return this.#logits.pointer;
   }
 
   reserveLogits(numRows: number): void {
-    const numBytes = numRows * this.#vocabSize * 4;
-    if (this.#logits !== undefined && this.#logits.numBytes >= numBytes) return;
-    if (this.#logits !== undefined) this.#device.free(this.#logits);
-    this.#logits = this.#device.allocate(numBytes, "logits");
+    this.#logits.reserve(numRows * this.#vocabSize * 4);
   }
 
   logitsRow(index: number): Float32Array {

@@ -1,7 +1,7 @@
 /** A model on the CPU device: owns its weights, cache pages and buffers, and runs ragged batches. */
 
 import type { PageCopy } from "../../cache/index.ts";
-import type { CommandList, CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import { type CommandList, type CpuDevice, GrowingBuffer } from "../../devices/index.ts";
 import { type AttentionSpec, CpuAttentionPlan } from "../../ops/attention/index.ts";
 import { recordCopyPages } from "../../ops/copyPages/index.ts";
 import { recordRowStatistics, rowStatisticsWords } from "../../ops/logits/index.ts";
@@ -31,11 +31,11 @@ export class CpuRunner implements ModelRunner {
   readonly #commands: CommandList;
   readonly #plans: readonly CpuAttentionPlan[];
   readonly #ropes: readonly RopeRows[];
-  #statistics: DeviceBuffer | undefined;
+  readonly #statistics: GrowingBuffer;
+  readonly #copyBuffer: GrowingBuffer;
   #copies: PageCopy[] = [];
   /** Of the recording in `#commands`; undefined when it must not be run again. */
   #lastKey: string | undefined;
-  #copyBuffer: DeviceBuffer | undefined;
 
   /** Takes the device and the weights over: `close` closes the device. */
   constructor(device: CpuDevice, config: ModelConfig, weights: LoadedWeights, options: CpuRunnerOptions) {
@@ -46,6 +46,8 @@ export class CpuRunner implements ModelRunner {
     this.numPages = options.numPages;
     this.#maxTokens = options.maxNumBatchedTokens;
     this.#commands = device.commands();
+    this.#statistics = new GrowingBuffer(device, "logit statistics");
+    this.#copyBuffer = new GrowingBuffer(device, "page copies");
     const plans = new Map<string, CpuAttentionPlan>();
     const ropes = new Map<string, RopeRows>();
     const layerPlans = config.layers.map(({ slidingWindow }) => {
@@ -127,11 +129,8 @@ export class CpuRunner implements ModelRunner {
     const { pages } = this.#state;
     if (copies.length === 0) return;
     const host = Int32Array.from(copies.flatMap(({ from, to }) => [from, to]));
-    if (this.#copyBuffer === undefined || this.#copyBuffer.numBytes < host.byteLength) {
-      if (this.#copyBuffer !== undefined) this.#device.free(this.#copyBuffer);
-      this.#copyBuffer = this.#device.allocate(host.byteLength * 2, "page copies");
-    }
-    this.#device.i32(this.#copyBuffer).set(host);
+    const list = this.#copyBuffer.reserve(host.byteLength);
+    this.#device.i32(list).set(host);
     const buffersOf = ({ k, v, pageBytes }: LayerPages) =>
       [k, v].map(({ pointer }) => ({ pointer, pageBytes, numPages: this.numPages }));
     const buffers = pages.flatMap(buffersOf);
@@ -140,7 +139,7 @@ export class CpuRunner implements ModelRunner {
       recordCopyPages(
         { device: this.#device, commands: this.#commands },
         {
-          copies: { pointer: this.#copyBuffer.pointer + first * 8, shape: [numCopies, 2], type: "i32" },
+          copies: { pointer: list.pointer + first * 8, shape: [numCopies, 2], type: "i32" },
           copiesOnHost: host.subarray(2 * first, 2 * (first + numCopies)),
           numCopies,
           buffers,
@@ -158,12 +157,7 @@ export class CpuRunner implements ModelRunner {
 
   /** Room for the argmax, the maximum, the log of the sum and the working memory of each row; gives its address. */
   #reserveStatistics(numRows: number): number {
-    const words = Math.max(1, numRows) * (3 + rowStatisticsWords(this.vocabSize));
-    if (this.#statistics === undefined || this.#statistics.numBytes < words * 4) {
-      if (this.#statistics !== undefined) this.#device.free(this.#statistics);
-      this.#statistics = this.#device.allocate(words * 4, "logit statistics");
-    }
-    return this.#statistics.pointer;
+    return this.#statistics.reserve(Math.max(1, numRows) * (3 + rowStatisticsWords(this.vocabSize)) * 4).pointer;
   }
 
   /** Records the argmax of each row of logits, which will be at `pointer`, and the log of the sum of exponentials, two rows on. */

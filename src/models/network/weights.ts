@@ -3,7 +3,7 @@
  * they are stored in; vectors (norms, biases) become f32.
  */
 
-import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
+import type { CommandList, CpuDevice, DeviceBuffer } from "../../devices/index.ts";
 import {
   type ActivationPrecision,
   allocateWeightMatrix,
@@ -93,10 +93,12 @@ export async function loadWeights(
 class Packer {
   readonly #device: CpuDevice;
   readonly #signal: AbortSignal | undefined;
+  readonly #commands: CommandList;
   #staging: DeviceBuffer[] = [];
 
   constructor(device: CpuDevice, signal: AbortSignal | undefined) {
     this.#device = device;
+    this.#commands = device.commands();
     this.#signal = signal;
   }
 
@@ -108,7 +110,7 @@ class Packer {
       Math.floor(stagingBytes / rowBytes / rowsPerPanelGroup) * rowsPerPanelGroup,
     );
     this.#reserve(rowsAtOnce * rowBytes);
-    const commands = this.#device.commands();
+    const commands = this.#commands;
     const read = (firstRow: number, slot: number): Promise<void> => {
       const numBytes = Math.min(rowsAtOnce, rows - firstRow) * rowBytes;
       return entry.source.readInto(
@@ -117,26 +119,36 @@ class Packer {
       );
     };
     let reading = read(0, 0);
-    for (let firstRow = 0, slot = 0; firstRow < rows; firstRow += rowsAtOnce, slot = 1 - slot) {
-      await reading;
-      this.#signal?.throwIfAborted();
-      if (firstRow + rowsAtOnce < rows) reading = read(firstRow + rowsAtOnce, 1 - slot);
-      const numRows = Math.min(rowsAtOnce, rows - firstRow);
-      commands.reset();
-      recordPackRows({ device: this.#device, commands }, weight, this.#staging[slot].pointer, firstRow, numRows);
-      await this.#device.run(commands);
-      onBytes(numRows * rowBytes);
+    try {
+      for (let firstRow = 0, slot = 0; firstRow < rows; firstRow += rowsAtOnce, slot = 1 - slot) {
+        await reading;
+        this.#signal?.throwIfAborted();
+        if (firstRow + rowsAtOnce < rows) reading = read(firstRow + rowsAtOnce, 1 - slot);
+        const numRows = Math.min(rowsAtOnce, rows - firstRow);
+        commands.reset();
+        recordPackRows({ device: this.#device, commands }, weight, this.#staging[slot].pointer, firstRow, numRows);
+        await this.#device.run(commands);
+        onBytes(numRows * rowBytes);
+      }
+    } finally {
+      // A read that is under way after a failure must not end in memory that has become something else.
+      await Promise.allSettled([reading]);
     }
   }
 
   free(): void {
+    this.#freeStaging();
+    this.#commands.free();
+  }
+
+  #freeStaging(): void {
     for (const buffer of this.#staging) this.#device.free(buffer);
     this.#staging = [];
   }
 
   #reserve(numBytes: number): void {
     if (this.#staging.length > 0 && this.#staging[0].numBytes >= numBytes) return;
-    this.free();
+    this.#freeStaging();
     this.#staging = [0, 1].map((slot) => this.#device.allocate(Math.max(numBytes, stagingBytes), `staging ${slot}`));
   }
 }

@@ -19,12 +19,13 @@ import {
 import { panelBlockBytes, panelBlockStride, panelStart } from "./panels.ts";
 import { accumulateSubBlock, type TokenBlock, type WeightSource } from "./tile.ts";
 
-function tokenBlocks(
-  k: KernelBuilder,
-  spec: MatmulSpec,
-  p: MatmulParams,
-  tokens: readonly Value<"i32">[],
-): { row: Value<"i32">; metas: Value<"i32"> }[] {
+/** Where the activations of a token begin: its integers, and its blocks' four f32. */
+interface TokenRow {
+  readonly row: Value<"i32">;
+  readonly metas: Value<"i32">;
+}
+
+function tokenRows(k: KernelBuilder, spec: MatmulSpec, p: MatmulParams, tokens: readonly Value<"i32">[]): TokenRow[] {
   const arithmetic = integerArithmetic(spec);
   return tokens.map((token) => {
     const row = k.let(p.activations.add(token.mul(activationRowBytes(arithmetic, spec.columns))));
@@ -36,6 +37,19 @@ const integerArithmetic = (spec: MatmulSpec): "i8" | "i16" => {
   return spec.arithmetic;
 };
 const integerSize = (spec: MatmulSpec): number => (spec.arithmetic === "i8" ? 1 : 2);
+
+/** The tokens' activations of one block. */
+function tokenBlocks(
+  k: KernelBuilder,
+  spec: MatmulSpec,
+  rows: readonly TokenRow[],
+  column: Value<"i32">,
+): TokenBlock[] {
+  return rows.map(({ row, metas }) => ({
+    integers: k.let(row.add(column.mul(activationBlock * integerSize(spec)))),
+    meta: k.let(metas.add(column.mul(16))),
+  }));
+}
 
 /** Few tokens: weights are unpacked in registers, once for the tile's tokens. */
 export const integerDirect = defineKernel({
@@ -50,7 +64,7 @@ export const integerDirect = defineKernel({
       const start = panelStart(k, spec, p.weights, panel);
       forTokenTiles(k, spec, from, to, (tokens, first) => {
         const sums = zeroSums(k, spec);
-        const rows = tokenBlocks(k, spec, p, tokens);
+        const rows = tokenRows(k, spec, p, tokens);
         k.for(0, spec.columns / (subBlocks * activationBlock), 1, (block) => {
           const blocks = sums.map((_, index) => {
             const address = k.let(start.add(block.mul(stride)).add(index * blockBytes));
@@ -59,13 +73,8 @@ export const integerDirect = defineKernel({
           for (let sub = 0; sub < subBlocks; sub++) {
             const source = registerSource(k, format, blocks, sub);
             const column = k.let(block.mul(subBlocks).add(sub));
-            const blockTokens = rows.map(
-              ({ row, metas }): TokenBlock => ({
-                integers: k.let(row.add(column.mul(activationBlock * integerSize(spec)))),
-                meta: k.let(metas.add(column.mul(16))),
-              }),
-            );
-            accumulateSubBlock(k, format, integerArithmetic(spec), source, blockTokens, sums);
+            const blocksOfTokens = tokenBlocks(k, spec, rows, column);
+            accumulateSubBlock(k, format, integerArithmetic(spec), source, blocksOfTokens, sums);
           }
         });
         storeTile(k, spec, p, panel, tokens, first, to, sums);
@@ -96,12 +105,14 @@ function widen(k: KernelBuilder, block: OpenBlock, sub: number, unit: number): r
   return [bytes.widenLow(), bytes.widenHigh()];
 }
 
-/** Bytes of an expanded sub-block of one panel: integers, then scales and minima as f32 vectors. */
-function expandedLayout(
-  format: QuantizedFormat,
-  arithmetic: "i8" | "i16",
-  lanes: number,
-): { scales: number; minima: number; numBytes: number } {
+/** Offsets in an expanded sub-block of one panel, which begins with integers; scales and minima are f32 vectors. */
+interface ExpandedLayout {
+  readonly scales: number;
+  readonly minima: number;
+  readonly numBytes: number;
+}
+
+function expandedLayout(format: QuantizedFormat, arithmetic: "i8" | "i16", lanes: number): ExpandedLayout {
   const vector = lanes * 4;
   const scales = vector * (arithmetic === "i8" ? 8 : 16);
   const groups = activationBlock / format.groupSize;
@@ -127,16 +138,11 @@ export const integerExpanded = defineKernel({
         expandIntegers(k, spec, p, k.let(panel.add(index)), index * layout.numBytes, stepBytes);
       forTokenTiles(k, spec, from, to, (tokens, first) => {
         const sums = zeroSums(k, spec);
-        const rows = tokenBlocks(k, spec, p, tokens);
+        const rows = tokenRows(k, spec, p, tokens);
         k.for(0, spec.columns / activationBlock, 1, (column) => {
           const expanded = k.let(k.scratch.add(column.mul(stepBytes)));
-          const blockTokens = rows.map(
-            ({ row, metas }): TokenBlock => ({
-              integers: k.let(row.add(column.mul(activationBlock * integerSize(spec)))),
-              meta: k.let(metas.add(column.mul(16))),
-            }),
-          );
-          accumulateSubBlock(k, format, arithmetic, expandedSource(k, expanded, layout), blockTokens, sums);
+          const source = expandedSource(k, expanded, layout);
+          accumulateSubBlock(k, format, arithmetic, source, tokenBlocks(k, spec, rows, column), sums);
         });
         storeTile(k, spec, p, panel, tokens, first, to, sums);
       });
@@ -144,11 +150,7 @@ export const integerExpanded = defineKernel({
   },
 });
 
-function expandedSource(
-  k: KernelBuilder,
-  address: Value<"i32">,
-  layout: { scales: number; minima: number; numBytes: number },
-): WeightSource {
+function expandedSource(k: KernelBuilder, address: Value<"i32">, layout: ExpandedLayout): WeightSource {
   const vector = k.lanes * 4;
   return {
     bytes: (panel, unit) => k.load("i8v", address, panel * layout.numBytes + unit * vector),

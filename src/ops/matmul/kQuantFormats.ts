@@ -1,6 +1,6 @@
 /** Super-blocks of 256 weights whose sub-blocks carry small integer scales: Q2_K to Q6_K. Layouts: ggml (ggml-quants.c). */
 
-import { finiteF16ToF32, type Value } from "../../kernels/index.ts";
+import { finiteF16ToF32, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import {
   bitOfBytes,
   bits,
@@ -10,6 +10,7 @@ import {
   inOrder,
   lowNibbles,
   noMinimum,
+  type OpenBlock,
   pairOfBytes,
   type QuantizedFormat,
   words,
@@ -78,6 +79,23 @@ function sixBitScales(
   };
 }
 
+/** The factors of a block that begins with two f16 (for scales and minima) and six-bit scales. */
+function sixBitFactors(k: KernelBuilder, reader: FieldReader): Pick<OpenBlock, "scale" | "minimum"> {
+  const d = k.let(finiteF16ToF32(k, reader.halves(0, 0)));
+  const dMin = k.let(finiteF16ToF32(k, reader.halves(0, 1)));
+  const scales = sixBitScales(reader, 1);
+  return {
+    scale: (group) => d.mul(scales.scale(group).toF32()),
+    minimum: (group) => dMin.mul(scales.minimum(group).toF32()),
+  };
+}
+
+/** Two sub-blocks share 32 bytes: the even one has the lower nibbles, the odd one the upper. */
+function nibbleOfPair(k: KernelBuilder, reader: FieldReader, field: number, sub: number, unit: number): Value<"i32v"> {
+  const packed = reader.words(field, (sub >> 1) * 8 + unit);
+  return (sub & 1) === 0 ? lowNibbles(k, packed) : highNibbles(k, packed);
+}
+
 export const q4_k: QuantizedFormat = {
   type: "Q4_K",
   groupSize: 32,
@@ -87,16 +105,11 @@ export const q4_k: QuantizedFormat = {
   unitOrder: inOrder,
   fields: [halves(0, 2), words(4, 3), words(16, 32)],
   open: (k, reader) => {
-    const d = k.let(finiteF16ToF32(k, reader.halves(0, 0)));
-    const dMin = k.let(finiteF16ToF32(k, reader.halves(0, 1)));
-    const scales = sixBitScales(reader, 1);
     return {
+      ...sixBitFactors(k, reader),
       bytes: (sub, unit) => {
-        const packed = reader.words(2, (sub >> 1) * 8 + unit);
-        return ((sub & 1) === 0 ? lowNibbles(k, packed) : highNibbles(k, packed)).as("i8v");
+        return nibbleOfPair(k, reader, 2, sub, unit).as("i8v");
       },
-      scale: (group) => d.mul(scales.scale(group).toF32()),
-      minimum: (group) => dMin.mul(scales.minimum(group).toF32()),
     };
   },
 };
@@ -110,17 +123,13 @@ export const q5_k: QuantizedFormat = {
   unitOrder: inOrder,
   fields: [halves(0, 2), words(4, 3), words(16, 8), words(48, 32)],
   open: (k, reader) => {
-    const d = k.let(finiteF16ToF32(k, reader.halves(0, 0)));
-    const dMin = k.let(finiteF16ToF32(k, reader.halves(0, 1)));
-    const scales = sixBitScales(reader, 1);
     return {
+      ...sixBitFactors(k, reader),
       bytes: (sub, unit) => {
-        const packed = reader.words(3, (sub >> 1) * 8 + unit);
-        const low = (sub & 1) === 0 ? lowNibbles(k, packed) : highNibbles(k, packed);
-        return low.or(bitOfBytes(k, reader.words(2, unit), sub, 4)).as("i8v");
+        return nibbleOfPair(k, reader, 3, sub, unit)
+          .or(bitOfBytes(k, reader.words(2, unit), sub, 4))
+          .as("i8v");
       },
-      scale: (group) => d.mul(scales.scale(group).toF32()),
-      minimum: (group) => dMin.mul(scales.minimum(group).toF32()),
     };
   },
 };

@@ -2,14 +2,10 @@
  * Golden cases of attention over pages: the ragged op of JAX, one query a sequence as in vLLM, and JAX's ops with one and with several
  * queries a sequence. Each is read as one ragged call; attentionOnCpu.ts runs it on the CPU device.
  */
-import {
-  type AttentionBatch,
-  type AttentionSpec,
-  combinedStrides,
-  nhdStrides,
-  type PageStrides,
-} from "../src/ops/attention/contract.ts";
+import type { AttentionBatch } from "../src/ops/attention/batch.ts";
+import type { AttentionSpec } from "../src/ops/attention/contract.ts";
 import { attentionReference } from "../src/ops/attention/reference.ts";
+import { combinedStrides, nhdStrides, type PageStrides } from "../src/ops/attention/storage.ts";
 import { attentionOnCpu } from "./attentionOnCpu.ts";
 import type { GoldenCase, GoldenTarget } from "./case.ts";
 import { type NumberArray, roundTo } from "./inputs.ts";

@@ -1,11 +1,16 @@
 /** Runs the attention call of a golden case on the CPU device. What has no kernel yet is refused, not replaced by something else. */
 import type { CpuDevice, DeviceBuffer } from "../src/devices/index.ts";
-import { type AttentionSpec, CpuAttentionPlan, type PageStorage, recordAttention } from "../src/ops/attention/index.ts";
+import {
+  type AttentionSpec,
+  CpuAttentionPlan,
+  type ElementStorage,
+  recordAttention,
+} from "../src/ops/attention/index.ts";
 import { bf16FromF32, elementBytes, f16FromF32, f32ToE4m3, f32ToE5m2 } from "../src/tensor/index.ts";
 import type { AttentionCall } from "./attention.ts";
 import type { NumberArray } from "./inputs.ts";
 
-const encoders: Readonly<Record<PageStorage, (values: Float32Array) => Float32Array | Uint16Array | Uint8Array>> = {
+const encoders: Readonly<Record<ElementStorage, (values: Float32Array) => Float32Array | Uint16Array | Uint8Array>> = {
   f32: (values) => values,
   f16: f16FromF32,
   bf16: bf16FromF32,
@@ -18,7 +23,7 @@ export async function attentionOnCpu(
   device: CpuDevice,
 ): Promise<{ out: Float32Array; lse: Float32Array }> {
   const storage = given.storage.replace("f8_", "f8");
-  if (!isPageStorage(storage)) throw new Error(`the cpu has no attention over ${storage} pages yet`);
+  if (!isElementStorage(storage)) throw new Error(`the cpu has no attention over ${storage} pages yet`);
   const call = padHeads(given);
   const spec: AttentionSpec = { ...call.spec, storage, alibi: call.alibiSlopes !== undefined };
   const buffers: DeviceBuffer[] = [];
@@ -70,7 +75,7 @@ export async function attentionOnCpu(
   }
 }
 
-function isPageStorage(storage: string): storage is PageStorage {
+function isElementStorage(storage: string): storage is ElementStorage {
   return storage in encoders;
 }
 

@@ -8,23 +8,25 @@ import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { findCycles, layerFolder, listSources, type ModuleImport, readImports } from "./sourceGraph.ts";
 
-/** The layers from the bottom up; `attention` and `reference` only re-export what lies below them. */
+/** The layers from the bottom up; `reference` only re-exports what lies below it. */
 const LAYERS = [
   "tensor",
   "kernels",
   "devices",
   "ops",
   "cache",
-  "models",
-  "engine",
   "attention",
+  "compat",
+  "models",
+  "convert",
+  "engine",
   "reference",
   "",
   "cli",
 ];
 
 /** The core: nothing of npm at run time. */
-const CORE = new Set(["tensor", "kernels", "devices", "ops", "cache", "attention", "reference"]);
+const CORE = new Set(["tensor", "kernels", "devices", "ops", "cache", "attention", "compat", "reference"]);
 
 const isTest = (path: string): boolean => path.endsWith(".test.ts");
 const needsNode = (path: string): boolean => path.endsWith(".node.ts") || path.startsWith("src/cli/");

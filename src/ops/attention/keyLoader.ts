@@ -4,9 +4,10 @@
  * constant offsets. A new storage type is a new entry of `decoders`. What is computed with the rows is in registerTiles.ts.
  */
 import { bf16ToF32, f16ToF32, type KernelBuilder, type Value } from "../../kernels/index.ts";
-import type { AttentionSpec, PageStorage } from "./contract.ts";
+import type { AttentionSpec } from "./contract.ts";
 import { keyBlock } from "./plan.ts";
 import { rowPitch } from "./registerTiles.ts";
+import type { ElementStorage } from "./storage.ts";
 
 type Address = Value<"i32">;
 
@@ -23,7 +24,7 @@ interface Decoder {
   rowDecoder(k: KernelBuilder, count: number): (from: Address, to: Address) => void;
 }
 
-const decoders: Readonly<Record<PageStorage, Decoder>> = {
+const decoders: Readonly<Record<ElementStorage, Decoder>> = {
   f32: { elementBytes: 4, rowDecoder: copyF32 },
   f16: { elementBytes: 2, rowDecoder: decodeF16 },
   bf16: { elementBytes: 2, rowDecoder: decodeBf16 },
@@ -120,11 +121,6 @@ function forRegisters(
   });
 }
 
-/** Bytes of one element of a page. */
-export function storageBytes(storage: PageStorage): number {
-  return decoders[storage].elementBytes;
-}
-
 /** Scratch that the loader needs: one block of rows. */
 export function loaderBytes({ headDim }: AttentionSpec): number {
   return keyBlock * rowPitch(headDim);
@@ -148,7 +144,9 @@ export type LoadBlock = (
  * turns in the same memory, which then stays in the first-level cache.
  */
 export function blockLoader(k: KernelBuilder, spec: AttentionSpec, rows: Address): LoadBlock {
-  const { pageSize, headDim, storage } = spec;
+  const { pageSize = 2 ** 30, headDim, storage } = spec;
+  if (typeof storage !== "string" || storage === "i8")
+    throw new Error(`no kernel reads ${JSON.stringify(storage)} pages yet`);
   const pitch = rowPitch(headDim);
   const decodeRow = decoders[storage].rowDecoder(k, headDim);
   return ({ pages, pageBytes, slotBytes }, blockTable, blockStart, begin, end) => {

@@ -6,13 +6,8 @@
  * of the whole step, one for each chunk of keys too; the partial results of its chunks are then merged in their order. Either way the
  * same sums run in the same order, so the plan never shows in the result.
  */
-import {
-  type AttentionBatch,
-  type AttentionSpec,
-  defaultSplitSize,
-  validateAttentionBatch,
-  validateAttentionSpec,
-} from "./contract.ts";
+import { type AttentionBatch, validateAttentionBatch } from "./batch.ts";
+import { type AttentionSpec, defaultSplitSize, validateAttentionSpec } from "./contract.ts";
 
 /** Keys per block: the unit of masking and of the online softmax, at absolute positions. */
 export const keyBlock = 32;

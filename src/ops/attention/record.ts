@@ -5,10 +5,11 @@
 import type { CpuDevice, DeviceBuffer, DeviceKernel } from "../../devices/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 import type { Recorder } from "../recorder.ts";
-import { type AttentionBatch, type AttentionSpec, nhdStrides, type PageStrides } from "./contract.ts";
+import type { AttentionBatch } from "./batch.ts";
+import type { AttentionSpec } from "./contract.ts";
 import { attentionKernel, attentionMergeKernel } from "./cpu.ts";
-import { storageBytes } from "./keyLoader.ts";
 import { AttentionPlan } from "./plan.ts";
+import { nhdStrides, type PageStrides, storageBytes } from "./storage.ts";
 
 /**
  * A plan and its device memory: work list, block tables, partial results. Update it once a step, while no commands that use it run;
@@ -28,6 +29,7 @@ export class CpuAttentionPlan {
    */
   constructor(device: CpuDevice, spec: AttentionSpec, threads = device.threads) {
     this.device = device;
+    refuseUnbuilt(spec);
     this.plan = new AttentionPlan(spec, threads);
     this.kernel = device.compile(attentionKernel, spec);
     this.mergeKernel = device.compile(attentionMergeKernel, spec);
@@ -80,6 +82,22 @@ export class CpuAttentionPlan {
   }
 }
 
+/** Where a call's latents differ from plain keys and values: device addresses. */
+export interface LatentArgs {
+  /** `LatentLayout.table`. */
+  readonly table: number;
+  /** U_k, `LatentLayout.upElements` f32; needed for rebuilt keys. */
+  readonly up?: number;
+  /** [numKvHeads, headDim] f32; needed if the spec has latent.bias. */
+  readonly bias?: number;
+  /** [windows, capacity, all latents of a token] of the type latent.recent; needed if the spec has it. */
+  readonly recentK?: number;
+  readonly recentV?: number;
+  /** Elements of all key and of all value latents of a token in the recent windows: sums of the ranks. */
+  readonly recentRowK?: number;
+  readonly recentRowV?: number;
+}
+
 /** Device addresses. All rows of q and out are f32. */
 export interface AttentionArgs {
   /** [numRows, numQHeads, headDim] */
@@ -97,8 +115,20 @@ export interface AttentionArgs {
   /** nhdStrides of the spec by default. */
   readonly kStrides?: PageStrides;
   readonly vStrides?: PageStrides;
+  /** Scales of rows: for the storages that have some. */
+  readonly kScales?: number;
+  readonly vScales?: number;
+  /** Distances in f32 elements; those of pages whose rows are `rowScales` long by default. */
+  readonly kScaleStrides?: PageStrides;
+  readonly vScaleStrides?: PageStrides;
   /** [numQHeads] f32; needed if the spec has alibi. */
   readonly alibiSlopes?: number;
+  /** [numQHeads] f32, in the unit of the logits; needed if the spec has sinks. */
+  readonly sinks?: number;
+  /** cos and sin of every absolute position that occurs, as RopeTable lays them out; needed if the spec has rope. */
+  readonly ropeTable?: number;
+  /** Needed if the spec has latent. */
+  readonly latent?: LatentArgs;
   /** Factor on the logits, for keys stored divided by it; 1 by default. */
   readonly kScale?: number;
   /** Factor on the output, for values stored divided by it; 1 by default. */
@@ -153,6 +183,12 @@ export function recordAttention({ commands }: Recorder, planned: CpuAttentionPla
   commands.launch(planned.mergeKernel, { ...shared, merges: planned.pointer("merges") }, plan.numMerges * numKvHeads, {
     grain: 1,
   });
+}
+
+function refuseUnbuilt(spec: AttentionSpec): void {
+  const unbuilt = ["headDimV", "mla", "latent", "rope", "customMask", "maskValue", "sinks", "lseBase"] as const;
+  for (const name of unbuilt) if (spec[name] !== undefined) throw new ArgumentError(`${name} has no kernel yet`);
+  if (spec.headDim % 4 !== 0) throw new ArgumentError(`headDim must be a multiple of 4, got ${spec.headDim}`);
 }
 
 function requireStride(name: string, stride: number, rowLength: number): void {

@@ -1,8 +1,9 @@
 /**
  * The definition of ragged paged attention: plain loops in float64. Slow and meant to be read; every kernel is tested against it.
  */
-import type { AttentionBatch, AttentionSpec, PageStrides } from "./contract.ts";
-import { validateAttentionBatch } from "./contract.ts";
+import { type AttentionBatch, validateAttentionBatch } from "./batch.ts";
+import type { AttentionSpec } from "./contract.ts";
+import type { PageStrides } from "./storage.ts";
 
 /** Inputs as plain numbers; pages of any storage type are decoded by the caller. */
 export interface AttentionInputs {
@@ -67,7 +68,7 @@ function attendRow(
   at: number,
   out: Float64Array,
 ): number {
-  const { headDim, pageSize, softCap } = spec;
+  const { headDim, pageSize = 2 ** 30, softCap } = spec;
   const { q, kPages, vPages, kStrides, vStrides, vOffset = 0, kScale = 1, vScale = 1 } = inputs;
   const kvHead = Math.floor(head / (spec.numQHeads / spec.numKvHeads));
   const kvLen = batch.kvLens[sequence];

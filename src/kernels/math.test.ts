@@ -1,8 +1,31 @@
 import { describe, expect, it } from "vitest";
 import { featureSets, runKernel, type TestArray } from "../../test/kernels/runKernel.ts";
-import { f16ToF32 as f16Value, f32ToBf16, f32ToF16 as toF16 } from "../tensor/index.ts";
+import {
+  bf16ToF32 as bf16Value,
+  e4m3ToF32,
+  e5m2ToF32,
+  f16ToF32 as f16Value,
+  f32ToBf16 as toBf16,
+  f32ToE4m3 as toE4m3,
+  f32ToE5m2 as toE5m2,
+  f32ToF16 as toF16,
+} from "../tensor/index.ts";
 import { defineKernel, type KernelBuilder } from "./builder.ts";
-import { bf16ToF32, exp, exp2, f16ToF32, f32ToF16, finiteF16ToF32, log, scalar, sigmoid, tanh } from "./math.ts";
+import {
+  bf16ToF32,
+  exp,
+  exp2,
+  f16ToF32,
+  f32ToBf16,
+  f32ToE4m3,
+  f32ToE5m2,
+  f32ToF16,
+  finiteF16ToF32,
+  log,
+  scalar,
+  sigmoid,
+  tanh,
+} from "./math.ts";
 import type { Value } from "./value.ts";
 import type { WasmFeatures } from "./wasm/features.ts";
 
@@ -16,6 +39,9 @@ const functions = {
   finiteF16ToF32: (k: KernelBuilder, x: Value<"f32v">) => finiteF16ToF32(k, x.as("i32v")),
   bf16ToF32: (_k: KernelBuilder, x: Value<"f32v">) => bf16ToF32(x.as("i32v")),
   f32ToF16: (k: KernelBuilder, x: Value<"f32v">) => f32ToF16(k, x).as("f32v"),
+  f32ToBf16: (k: KernelBuilder, x: Value<"f32v">) => f32ToBf16(k, x).as("f32v"),
+  f32ToE4m3: (k: KernelBuilder, x: Value<"f32v">) => f32ToE4m3(k, x).as("f32v"),
+  f32ToE5m2: (k: KernelBuilder, x: Value<"f32v">) => f32ToE5m2(k, x).as("f32v"),
 } as const;
 
 /** Applies a function to a vector for each task. */
@@ -33,6 +59,12 @@ const kernel = defineKernel({
 function apply<A extends TestArray>(name: keyof typeof functions, x: TestArray, out: A, features: WasmFeatures): A {
   runKernel(kernel, name, { x, out }, { features, calls: [[0, x.length / 4]] });
   return out;
+}
+
+/** The code that a NaN with these bits becomes. */
+function nanCode(name: "f32ToBf16" | "f32ToE4m3" | "f32ToE5m2", bits: number): number {
+  if (name === "f32ToBf16") return ((bits >>> 16) | 0x40) & 0xffff;
+  return ((bits >>> 24) & 0x80) | (name === "f32ToE4m3" ? 0x7f : 0x7e);
 }
 
 /** `length` numbers evenly from `from` to `to`, as f32. */
@@ -160,10 +192,38 @@ describe.each(featureSets)("with %s", (_name, features) => {
   it("bf16ToF32 knows all 65,536", () => {
     const got = apply("bf16ToF32", allHalves, new Float32Array(65536), features);
     const numbers = allHalves.filter((code) => !Number.isNaN(got[code]));
-    const codes = numbers.map((code) => f32ToBf16(got[code]));
+    const codes = numbers.map((code) => toBf16(got[code]));
     expect(differences(codes, numbers)).toEqual([]);
     expect(65536 - numbers.length).toBe(2 * 127);
   });
+
+  /** Each number, the ones next to it, halfway to the next and beside that; of both signs. */
+  function around(numbers: readonly number[]): Float32Array {
+    const positive = numbers.filter((x) => Number.isFinite(x) && x >= 0).sort((a, b) => a - b);
+    const bits = positive.flatMap((x, i) => {
+      const [here, middle] = new Int32Array(Float32Array.of(x, (x + (positive[i + 1] ?? 2 * x)) / 2).buffer);
+      return [here - 1, here, here + 1, middle - 1, middle, middle + 1].filter((word) => word >= 0);
+    });
+    const ends = [0x7f7fffff, 0x7f800000, 0x7f800001, 0x7fc00000, 0x7fffffff, 1, 0x007fffff, 0x00800000];
+    const both = [...bits, ...ends].flatMap((word) => [word, word | 0x80000000]);
+    return new Float32Array(Int32Array.from([...both, 0, 0, 0].slice(0, both.length + (-both.length & 3))).buffer);
+  }
+  const everyByte = Array.from({ length: 256 }, (_, code) => code);
+  it.each([
+    ["f32ToBf16", toBf16, Array.from({ length: 0x7f80 }, (_, code) => code).map((code) => bf16Value(code))],
+    ["f32ToE4m3", toE4m3, everyByte.map(e4m3ToF32)],
+    ["f32ToE5m2", toE5m2, everyByte.map(e5m2ToF32)],
+  ] as const)(
+    "%s agrees with the plain conversion at, beside and between all of its numbers",
+    (name, convert, numbers) => {
+      const x = around(numbers);
+      // From their bits: a NaN that JavaScript has touched need not have kept its own.
+      const want = Int32Array.from(x, (value, i) =>
+        Number.isNaN(value) ? nanCode(name, new Int32Array(x.buffer)[i]) : convert(value),
+      );
+      expect(differences(apply(name, x, new Int32Array(x.length), features), want)).toEqual([]);
+    },
+  );
 
   it("scalar lifts a vector function to one number, with the same bits", () => {
     const lifted = defineKernel({

@@ -1,6 +1,6 @@
 /**
  * Functions composed from the operations of the kernel language, so that every back end computes the same bits up to fusing:
- * exponentials, logarithm, tanh, and conversions of 16-bit floats. Vectors; `scalar` lifts one to a single number.
+ * exponentials, logarithm, tanh, and conversions of 16-bit and 8-bit floats. Vectors; `scalar` lifts one to a single number.
  * Polynomials after Moshier's Cephes library (single precision).
  */
 
@@ -141,4 +141,52 @@ export function f32ToF16(k: KernelBuilder, x: Vector): Value<"i32v"> {
 /** bfloat16 bits to f32. */
 export function bf16ToF32(half: Value<"i32v">): Vector {
   return half.shl(16).as("f32v");
+}
+
+/** f32 to bfloat16 bits, to nearest even; overflow gives infinity, NaN a quiet NaN with the bits that fit. */
+export function f32ToBf16(k: KernelBuilder, x: Vector): Value<"i32v"> {
+  const bits = k.let(x.as("i32v"));
+  const isNoNumber = bits.and(0x7fffffff).gt(0x7f800000);
+  const isOdd = bits.shrU(16).and(1);
+  return k.let(k.select(isNoNumber, bits.shrU(16).or(0x40), bits.add(0x7fff).add(isOdd).shrU(16)));
+}
+
+/** What a format of 8 bits keeps of an f32: where its bits begin, and the codes at both ends. */
+interface ByteFloat {
+  readonly mantissaBits: number;
+  readonly bias: number;
+  readonly largest: number;
+  readonly nan: number;
+}
+
+function f32ToByteFloat(k: KernelBuilder, x: Vector, { mantissaBits, bias, largest, nan }: ByteFloat): Value<"i32v"> {
+  const shift = 23 - mantissaBits;
+  const bits = k.let(x.as("i32v"));
+  const magnitude = k.let(bits.and(0x7fffffff));
+  const capped = k.let(magnitude.min(k.all("i32v", f32Bits(largest))));
+  // A number with the place value of the smallest subnormal at the end of its word: the adder rounds there.
+  const anchor = 2 ** (24 - bias - mantissaBits);
+  const subnormal = capped.as("f32v").add(anchor).as("i32v").sub(f32Bits(anchor));
+  const isOdd = capped.shrU(shift).and(1);
+  const rebias = (127 - bias) << 23;
+  const normal = capped
+    .add((1 << (shift - 1)) - 1 - rebias)
+    .add(isOdd)
+    .shrU(shift);
+  const code = k.select(capped.lt(rebias + (1 << 23)), subnormal, normal);
+  return k.let(k.select(magnitude.gt(0x7f800000), k.all("i32v", nan), code).or(bits.shrU(24).and(0x80)));
+}
+
+/** f32 to e4m3fn codes (0..255 in each lane), to nearest even; overflow and infinities saturate at 448, NaN becomes 0x7f with its sign. */
+export function f32ToE4m3(k: KernelBuilder, x: Vector): Value<"i32v"> {
+  return f32ToByteFloat(k, x, { mantissaBits: 3, bias: 7, largest: 448, nan: 0x7f });
+}
+
+/** f32 to e5m2 codes (0..255 in each lane), to nearest even; overflow and infinities saturate at 57344, NaN becomes 0x7e with its sign. */
+export function f32ToE5m2(k: KernelBuilder, x: Vector): Value<"i32v"> {
+  return f32ToByteFloat(k, x, { mantissaBits: 2, bias: 15, largest: 57344, nan: 0x7e });
+}
+
+function f32Bits(value: number): number {
+  return new Int32Array(Float32Array.of(value).buffer)[0];
 }

@@ -1,8 +1,10 @@
 /** Attention over keys and values in pages or contiguous rows. */
 export * from "./batch.ts";
 export * from "./contract.ts";
+export * from "./costs.ts";
 export { attentionKernel, attentionMergeKernel } from "./cpu.ts";
 export * from "./latent.ts";
+export * from "./mlaCosts.ts";
 export { AttentionPlan, keyBlock, queryTile } from "./plan.ts";
 export { type AttentionArgs, CpuAttentionPlan, recordAttention } from "./record.ts";
 export { type AttentionInputs, type AttentionOutputs, attentionReference, type ReferenceSpec } from "./reference.ts";

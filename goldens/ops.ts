@@ -3,6 +3,7 @@ import { runAttention } from "./attention.ts";
 import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
 import { runCast, runDequantize } from "./quant.ts";
 import { runRope } from "./rope.ts";
+import { runFp8Token, runInt8Quantize, runLatentQuant } from "./storageCodec.ts";
 
 type OpRunner = (golden: GoldenCase, target: GoldenTarget) => Promise<Readonly<Record<string, ArrayLike<number>>>>;
 
@@ -14,6 +15,9 @@ const runners: Readonly<Record<string, OpRunner>> = {
   rope: runRope,
   gguf_dequantize: runDequantize,
   cast_from_f32: runCast,
+  int8_quantize: runInt8Quantize,
+  palu_latent_quant: runLatentQuant,
+  mla_fp8_token: runFp8Token,
 };
 
 export const opGoldens: GoldenFamily = {

@@ -9,3 +9,4 @@ export { AttentionPlan, keyBlock, queryTile } from "./plan.ts";
 export { type AttentionArgs, CpuAttentionPlan, recordAttention } from "./record.ts";
 export { type AttentionInputs, type AttentionOutputs, attentionReference, type ReferenceSpec } from "./reference.ts";
 export * from "./storage.ts";
+export { decodeRows, type EncodeOptions, encodeRows, type StorageUnits, type StoredRows } from "./storageCodec.ts";

@@ -1,0 +1,82 @@
+/**
+ * Golden cases of quantised rows: JAX's int8, Palu's latents of few bits, FlashMLA's tokens of 656 bytes. The codec is the host's, so
+ * the target makes no difference; what a device writes and reads is tested against the codec.
+ */
+import type { GroupedStorage } from "../src/ops/attention/storage.ts";
+import { decodeRows, encodeRows } from "../src/ops/attention/storageCodec.ts";
+import { bf16FromF32, bf16ToF32, f32ToBf16 } from "../src/tensor/index.ts";
+import type { GoldenCase } from "./case.ts";
+
+type Outputs = Record<string, ArrayLike<number>>;
+
+/** The case has the codes before they saturate too: of ours, only the largest number of a row can be told from its neighbour. */
+export async function runInt8Quantize(golden: GoldenCase): Promise<Outputs> {
+  const [, channels] = golden.shape("x");
+  const x = golden.input("x");
+  const stored = encodeRows("i8", x, channels);
+  const unsaturated = Array.from(stored.units, (code, i) => {
+    const scale = stored.scales[Math.floor(i / channels)];
+    return code === 127 && x[i] === scale ? 128 : code;
+  });
+  return {
+    scale: stored.scales,
+    weights_int32: unsaturated,
+    weights: stored.units,
+    weights_saturated: stored.units,
+    dequantised: decodeRows("i8", stored, channels),
+  };
+}
+
+/** Ours are stored without sign: a symmetric scheme's codes and zero points are 2^(bits - 1) larger than in the case. */
+export async function runLatentQuant(golden: GoldenCase): Promise<Outputs> {
+  const [, channels] = golden.shape("x");
+  const bits = golden.requiredNumber("bits");
+  if (bits !== 2 && bits !== 3 && bits !== 4 && bits !== 8) throw new Error(`params.bits ${bits} is unknown`);
+  const storage: GroupedStorage = { kind: "grouped", bits, groupSize: golden.requiredNumber("group_size") };
+  const symmetric = golden.file.params.symmetric === true;
+  const stored = encodeRows(storage, golden.input("x"), channels, {
+    symmetric,
+    clipRatio: golden.requiredNumber("clip_ratio"),
+  });
+  const midpoint = symmetric ? 2 ** (bits - 1) : 0;
+  const dequantised = decodeRows(storage, stored, channels);
+  const scale = stored.scales.filter((_, i) => i % 2 === 0);
+  const zero = stored.scales.filter((_, i) => i % 2 === 1);
+  const groupSize = storage.groupSize || channels;
+  return {
+    scale,
+    zero: zero.map((value) => value - midpoint),
+    codes: Int32Array.from(dequantised, (value, i) => {
+      const group = Math.floor(i / groupSize);
+      return Math.round(value / scale[group]) + zero[group] - midpoint;
+    }),
+    dequantised,
+  };
+}
+
+/** The latent as tiles of 128, their scales, then the rope part as bf16, each little endian. FlashMLA decodes to bf16. */
+export async function runFp8Token(golden: GoldenCase): Promise<Outputs> {
+  const rank = golden.requiredNumber("kv_lora_rank");
+  const ropeDim = golden.requiredNumber("qk_rope_head_dim");
+  const tokenBytes = golden.requiredNumber("bytes_per_token");
+  const tiles = { kind: "tiled", tile: golden.requiredNumber("tile") } as const;
+  const kv = Float32Array.from(golden.input("kv"));
+  const channels = rank + ropeDim;
+  const numTokens = kv.length / channels;
+  const bytes = new Uint8Array(numTokens * tokenBytes);
+  const decoded = new Float32Array(kv.length);
+  for (let token = 0; token < numTokens; token++) {
+    const latent = kv.subarray(token * channels, token * channels + rank);
+    const rope = kv.subarray(token * channels + rank, (token + 1) * channels);
+    const stored = encodeRows(tiles, latent, rank);
+    const parts = [stored.units, stored.scales, bf16FromF32(rope)];
+    let at = token * tokenBytes;
+    for (const part of parts) {
+      bytes.set(new Uint8Array(part.buffer, part.byteOffset, part.byteLength), at);
+      at += part.byteLength;
+    }
+    const values = decodeRows(tiles, stored, rank).map((value) => bf16ToF32(f32ToBf16(value)));
+    decoded.set([...values, ...rope], token * channels);
+  }
+  return { bytes, decoded };
+}

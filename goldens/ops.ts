@@ -1,6 +1,7 @@
 /** The golden cases of single operations: which function runs which op. */
 import { runAttention } from "./attention.ts";
 import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
+import { runPaluAttention } from "./palu.ts";
 import { runCast, runDequantize } from "./quant.ts";
 import { runRope } from "./rope.ts";
 import { runFp8Token, runInt8Quantize, runLatentQuant } from "./storageCodec.ts";
@@ -13,6 +14,7 @@ const runners: Readonly<Record<string, OpRunner>> = {
   paged_attention: runAttention,
   multi_queries_paged_attention: runAttention,
   rope: runRope,
+  palu_attention: runPaluAttention,
   gguf_dequantize: runDequantize,
   cast_from_f32: runCast,
   int8_quantize: runInt8Quantize,

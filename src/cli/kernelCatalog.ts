@@ -9,10 +9,12 @@ import {
 } from "../kernels/index.ts";
 import { appendKvKernel } from "../ops/appendKv/index.ts";
 import { attentionKernel, attentionMergeKernel } from "../ops/attention/index.ts";
+import { copyHeadsKernel } from "../ops/copyHeads/index.ts";
 import { copyPagesKernel } from "../ops/copyPages/index.ts";
 import { elementwiseKernel } from "../ops/elementwise/index.ts";
 import { embeddingKernel } from "../ops/embedding/cpu.ts";
 import { gatedActivationKernel } from "../ops/gatedActivation/index.ts";
+import { absorbHeadsKernel, expandHeadsKernel } from "../ops/headProjection/index.ts";
 import { chunkStatisticsKernel, mergeStatisticsKernel } from "../ops/logits/rowStatistics.ts";
 import { softCapKernel } from "../ops/logits/softCap.ts";
 import { chunkCandidatesKernel, mergeCandidatesKernel } from "../ops/logits/topCandidates.ts";
@@ -75,6 +77,9 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(appendKvKernel, { numKvHeads: 2, headDim: 32, storage: "f16" }),
   entry(attentionKernel, attention),
   entry(attentionMergeKernel, attention),
+  entry(absorbHeadsKernel, { rows: 128, columns: 512 }),
+  entry(expandHeadsKernel, { rows: 128, columns: 512 }),
+  entry(copyHeadsKernel, { channels: 64 }),
   entry(copyPagesKernel, {}),
   entry(gatedActivationKernel, { activation: "silu" }),
   entry(elementwiseKernel, { operation: "add" }),

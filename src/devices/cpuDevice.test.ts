@@ -83,7 +83,9 @@ describe("CpuDevice", () => {
     const kernel = device.compile(addNumber, { factor: 1 });
     expect(device.compile(addNumber, { factor: 1 })).toBe(kernel);
     expect(device.compile({ ...addNumber }, { factor: 1 })).toBe(kernel);
+    expect(device.stats().numKernels).toBe(1);
     expect(device.compile(addNumber, { factor: 2 })).not.toBe(kernel);
+    expect(device.stats().numKernels).toBe(2);
     const impostor = defineKernel({ ...addNumber, build: (k) => k.forTasks(() => {}) });
     expect(() => device.compile(impostor, { factor: 1 })).toThrow("two different kernels are named addNumber");
   });

@@ -17,8 +17,10 @@ import { DeviceMemory, type MemorySource } from "./memory.ts";
 import { canSleepHere, type Platform } from "./platform.ts";
 import { WorkerPool } from "./pool.ts";
 
-/** What a device's memory holds now, in bytes. */
+/** What a device's memory holds now, in bytes; and how many kernels were made for it. */
 export interface DeviceStats {
+  /** Kernels compiled since the device was made: it stays when a step compiles nothing. */
+  readonly numKernels: number;
   readonly numBuffers: number;
   readonly usedBytes: number;
   readonly highWaterBytes: number;
@@ -213,7 +215,8 @@ export class CpuDevice {
 
   stats(): DeviceStats {
     const memoryBytes = this.#memory.numBytes;
-    return { ...this.#allocator.stats(), memoryBytes, maxMemoryBytes: this.#memory.maxBytes };
+    const { numKernels } = this.#kernels;
+    return { ...this.#allocator.stats(), numKernels, memoryBytes, maxMemoryBytes: this.#memory.maxBytes };
   }
 
   async #execute(commands: CommandList): Promise<void> {

@@ -24,6 +24,11 @@ export class KernelLibrary {
     this.#features = features;
   }
 
+  /** Kernels compiled or loaded so far. */
+  get numKernels(): number {
+    return this.#names.length;
+  }
+
   /** The most scratch any kernel needs, in bytes for each thread. */
   get largestScratch(): number {
     return this.#largestScratch;

@@ -21,9 +21,9 @@ export interface GoldenOutcome {
 /** A kind of golden case. `claims` looks at the path and the parsed JSON; the first family that claims a case runs it. */
 export interface GoldenFamily {
   readonly name: string;
-  /** True where the device makes no difference (tokenizers): run once, not once for each target. */
-  readonly deviceFree?: boolean;
   claims(path: string, json: unknown): boolean;
+  /** Whether the device makes no difference to a case it claims (tokenizers): run once, not once for each target. */
+  isDeviceFree?(json: unknown): boolean;
   run(path: string, json: unknown, target: GoldenTarget): Promise<GoldenOutcome>;
 }
 

@@ -75,11 +75,12 @@ async function runGroup(
   const results: Result[] = [];
   for (const found of cases) {
     const family = families.find((candidate) => candidate.claims(found.path, found.json));
-    for (const target of family?.deviceFree ? targets.slice(0, 1) : targets) {
+    const isDeviceFree = family?.isDeviceFree?.(found.json) ?? false;
+    for (const target of isDeviceFree ? targets.slice(0, 1) : targets) {
       const outcome = family
         ? await runCase(family, found, target)
         : { worst: Infinity, failures: ["not a known kind of case"] };
-      results.push({ path: found.path, device: family?.deviceFree ? "any" : target.name, ...outcome });
+      results.push({ path: found.path, device: isDeviceFree ? "any" : target.name, ...outcome });
     }
   }
   if (!quiet) report(group, results);

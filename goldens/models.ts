@@ -12,7 +12,7 @@ import { isTinyModel, runTinyModel } from "./tinyModels.ts";
 /** Models as the runner of all goldens calls them. They have no float64 reference: whatever the target, they run on the CPU device, once. */
 export const golden: GoldenFamily = {
   name: "models",
-  deviceFree: true,
+  isDeviceFree: () => true,
   claims: (_path, json) => isTinyModel(json) || isGemma(json) || isTales(json) || isStories(json),
   async run(path, json) {
     const judgement = new Judgement();

@@ -2,6 +2,7 @@
 import { runAttention } from "./attention.ts";
 import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
 import { runPaluAttention } from "./palu.ts";
+import { runPaluDecompose, runPaluRankSearch } from "./paluConvert.ts";
 import { runCast, runDequantize } from "./quant.ts";
 import { runRope } from "./rope.ts";
 import { runFp8Token, runInt8Quantize, runLatentQuant } from "./storageCodec.ts";
@@ -15,6 +16,8 @@ const runners: Readonly<Record<string, OpRunner>> = {
   multi_queries_paged_attention: runAttention,
   rope: runRope,
   palu_attention: runPaluAttention,
+  palu_decompose: runPaluDecompose,
+  palu_rank_search: runPaluRankSearch,
   gguf_dequantize: runDequantize,
   cast_from_f32: runCast,
   int8_quantize: runInt8Quantize,
@@ -22,9 +25,21 @@ const runners: Readonly<Record<string, OpRunner>> = {
   mla_fp8_token: runFp8Token,
 };
 
+/** Operations of the host, whose runners look at no target. */
+const hostOps: ReadonlySet<string> = new Set([
+  "gguf_dequantize",
+  "cast_from_f32",
+  "int8_quantize",
+  "palu_latent_quant",
+  "mla_fp8_token",
+  "palu_decompose",
+  "palu_rank_search",
+]);
+
 export const opGoldens: GoldenFamily = {
   name: "ops",
   claims: (_path, json) => isCaseFile(json),
+  isDeviceFree: (json) => isCaseFile(json) && hostOps.has(json.op),
   async run(path, json, target) {
     if (!isCaseFile(json)) throw new Error("not a case of an operation");
     const runner = runners[json.op];

@@ -67,7 +67,7 @@ const gemmaFile = fileURLToPath(new URL("../models/gemma-3-270m-q4_k_m.gguf", im
 /** The group of tokenizers as the runner of all goldens calls it. */
 export const golden: GoldenFamily = {
   name: "tokenizers",
-  deviceFree: true,
+  isDeviceFree: () => true,
   claims: (path) => kindOf(path) !== undefined,
   async run(path) {
     const results = await runTokenizerCase(path, {});

@@ -14,4 +14,4 @@ export {
   zeros,
 } from "./matrix.ts";
 export { type Svd, svd } from "./svd.ts";
-export { cholesky, solveLower, timesLower } from "./triangular.ts";
+export { cholesky, requireSquare, solveLower, timesLower } from "./triangular.ts";

@@ -4,20 +4,20 @@ import { addScaled, dot, type Matrix, row, zeros } from "./matrix.ts";
 
 /**
  * The lower triangular s with s s^T = a, for a symmetric matrix of which the lower half is read. Undefined if a is not positive definite to
- * rounding: a pivot below dim * epsilon of the largest diagonal element is a difference of rounding errors, whatever its sign.
+ * rounding: a pivot of less than dim * epsilon of its diagonal element is a difference of rounding errors, whatever its sign.
  */
 export function cholesky(a: Matrix): Matrix | undefined {
   requireSquare("cholesky", a);
   const s = zeros(a.rows, a.rows);
-  const smallest = a.rows * Number.EPSILON * largestDiagonal(a);
   for (let i = 0; i < a.rows; i++) {
     const si = row(s, i);
     for (let j = 0; j < i; j++) {
       const sj = row(s, j);
       si[j] = (a.values[i * a.columns + j] - dot(si, sj, j)) / sj[j];
     }
-    const pivot = a.values[i * a.columns + i] - dot(si, si, i);
-    if (!(pivot > smallest)) return undefined;
+    const diagonal = a.values[i * a.columns + i];
+    const pivot = diagonal - dot(si, si, i);
+    if (!(pivot > a.rows * Number.EPSILON * diagonal)) return undefined;
     si[i] = Math.sqrt(pivot);
   }
   return s;
@@ -47,12 +47,6 @@ export function solveLower(b: Matrix, s: Matrix): Matrix {
     }
   }
   return x;
-}
-
-function largestDiagonal(a: Matrix): number {
-  let largest = 0;
-  for (let i = 0; i < a.rows; i++) largest = Math.max(largest, a.values[i * a.columns + i]);
-  return largest;
 }
 
 /** Throws ShapeError unless the matrix is square. */

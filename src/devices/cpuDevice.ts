@@ -33,6 +33,9 @@ export interface DeviceStats {
 const PATIENCE_MS = 20;
 const SCRATCH_ALIGNMENT = 128;
 
+/** A kernel may read up to a register past the last element of a row, and throw away what is there. */
+const OVERREAD_BYTES = 64;
+
 /** A CPU as a device: its memory, kernels and threads. Made by `create`, ended by `close`. */
 export class CpuDevice {
   readonly threads: number;
@@ -101,7 +104,7 @@ export class CpuDevice {
     const buffer = this.#allocator.allocate(numBytes, label);
     const end = buffer.pointer + numBytes;
     try {
-      this.#memory.ensure(end);
+      this.#memory.ensure(Math.min(end + OVERREAD_BYTES, this.#memory.maxBytes));
     } catch (error) {
       this.#allocator.free(buffer);
       throw error instanceof CapacityError

@@ -25,6 +25,9 @@ export interface LatentLayout extends LatentRanks {
   /** Scales of a token's key latents. */
   readonly keyScales: number;
   readonly valueScales: number;
+  /** Numbers of a token's latents: the sums of the ranks. */
+  readonly keyRanks: number;
+  readonly valueRanks: number;
   /** Elements of U_k: for each key/value head in order [rank of its group, headDim]. */
   readonly upElements: number;
   /** Elements of an output row: for each query head in order the rank of its group's values. */
@@ -35,8 +38,11 @@ export interface LatentLayout extends LatentRanks {
   readonly table: Int32Array;
 }
 
-/** Words a key/value head has in the table: rank, latent, scales and U_k of its keys; rank, latent and scales of its values; outputs. */
-export const latentTableWords = 8;
+/**
+ * Words a key/value head has in the table: rank, latent, scales and U_k of its keys; rank, latent and scales of its values; outputs; ranks of
+ * all groups before its own, of keys and of values (where its latents are in a recent window); two unused.
+ */
+export const latentTableWords = 12;
 
 /** The layout of a layer's latents. Throws ArgumentError or ShapeError if ranks and heads do not fit together. */
 export function latentLayout(
@@ -73,11 +79,14 @@ export function latentLayout(
   const queriesPerHead = numQHeads / numKvHeads;
   const table = new Int32Array(numKvHeads * latentTableWords);
   const outOffsets = new Int32Array(numQHeads);
-  const at = { key: 0, keyScales: 0, up: 0, value: 0, valueScales: 0, out: 0 };
+  const at = { key: 0, keyScales: 0, up: 0, value: 0, valueScales: 0, out: 0, rankK: 0, rankV: 0 };
   for (let group = 0; group < numGroups; group++) {
     const [rankK, rankV] = [ranksK[group], ranksV[group]];
     for (let head = group * headsPerGroup; head < (group + 1) * headsPerGroup; head++) {
-      table.set([rankK, at.key, at.keyScales, at.up, rankV, at.value, at.valueScales, at.out], head * latentTableWords);
+      table.set(
+        [rankK, at.key, at.keyScales, at.up, rankV, at.value, at.valueScales, at.out, at.rankK, at.rankV],
+        head * latentTableWords,
+      );
       for (let h = 0; h < queriesPerHead; h++) outOffsets[head * queriesPerHead + h] = at.out + h * rankV;
       at.up += rankK * headDim;
       at.out += queriesPerHead * rankV;
@@ -86,6 +95,8 @@ export function latentLayout(
     at.keyScales += rowScales(storage, rankK);
     at.value += rowElements(valueStorage, rankV);
     at.valueScales += rowScales(valueStorage, rankV);
+    at.rankK += rankK;
+    at.rankV += rankV;
   }
   return {
     ranksK,
@@ -95,6 +106,8 @@ export function latentLayout(
     valueRow: at.value,
     keyScales: at.keyScales,
     valueScales: at.valueScales,
+    keyRanks: at.rankK,
+    valueRanks: at.rankV,
     upElements: at.up,
     outRow: at.out,
     outOffsets,

@@ -4,6 +4,7 @@
  * logit -infinity and the sum 0, and every difference of two infinities is guarded.
  */
 import { exp2, type KernelBuilder, log, scalar, tanh, type Value } from "../../kernels/index.ts";
+import { type Extent, f32Bytes, roundUp, storeExactly, zeroRow } from "./dims.ts";
 import { keyBlock } from "./plan.ts";
 
 type Address = Value<"i32">;
@@ -27,14 +28,26 @@ function safe(k: KernelBuilder, largest: Value<"f32">): Value<"f32"> {
   return k.let(k.select(largest.eq(-Infinity), k.f32(0), largest));
 }
 
-/** What becomes of a score before the softmax, and which keys of the block the row sees. */
+/** Which keys of a block a row sees, counted from the block's start. Others weigh exactly 0. */
+export interface KeyMask {
+  /** Looked at only where this is not 0. */
+  readonly needed: Value<"i32">;
+  /** Keys outside [begin, end) are hidden. */
+  readonly begin: Value<"i32">;
+  readonly end: Value<"i32">;
+  /** Bit j says whether key j is visible too. */
+  readonly bits?: Value<"i32">;
+  /** Added to the logits of keys hidden by begin and end, instead of hiding them; only keys from `numKeys` on are out. In score units. */
+  readonly bias?: { readonly amount: number; readonly numKeys: Value<"i32"> };
+}
+
+/** What becomes of a score before the softmax. */
 export interface LogitsTransform {
   /** The scores are the logits divided by the cap if there is one; tanh comes first, and then the factor cap log2 e. */
   readonly softCap?: number;
   /** Adds slope * (j - ownKey) to the score of key j; the slope in the units of the scores. */
   readonly bias?: { readonly slope: Value<"f32">; readonly ownKey: Value<"i32"> };
-  /** Keys outside [begin, end), counted from the block's start, weigh exactly 0. Looked at only where `needed` is not 0. */
-  readonly mask: { readonly needed: Value<"i32">; readonly begin: Value<"i32">; readonly end: Value<"i32"> };
+  readonly mask: KeyMask;
 }
 
 /**
@@ -51,16 +64,12 @@ export function softmaxRow(
   const slope = bias && k.let(k.splat(bias.slope));
   const ownKey = bias && k.let(k.splat(bias.ownKey));
   const scan = (isMasked: boolean): void => {
-    const begin = isMasked ? k.let(k.splat(mask.begin)) : undefined;
-    const end = isMasked ? k.let(k.splat(mask.end)) : undefined;
+    const hide = isMasked ? maskLanes(k, mask) : undefined;
     for (let j = 0; j < keyBlock; j += k.lanes) {
       let logits = k.let(k.load("f32v", scores, j * 4));
       if (slope && ownKey) logits = k.let(k.laneIndices().add(j).sub(ownKey).toF32().fma(slope, logits));
       if (softCap !== undefined) logits = k.let(tanh(k, logits).mul(softCap * Math.LOG2E));
-      if (begin && end) {
-        const key = k.let(k.laneIndices().add(j));
-        logits = k.let(k.select(key.ge(begin).and(key.lt(end)), logits, -Infinity));
-      }
+      if (hide) logits = k.let(hide(logits, j));
       if (softCap !== undefined || bias || isMasked) k.store("f32v", scores, logits, j * 4);
       largest.set(largest.value.max(logits));
     }
@@ -79,13 +88,30 @@ export function softmaxRow(
   const offsets = k.let(k.splat(offset));
   const sum = k.var("f32v", 0);
   for (let j = 0; j < keyBlock; j += k.lanes) {
-    const weights = exp2(k, k.load("f32v", scores, j * 4).sub(offsets));
+    const weights = k.let(exp2(k, k.load("f32v", scores, j * 4).sub(offsets)));
     k.store("f32v", scores, weights, j * 4);
     sum.set(sum.value.add(weights));
   }
   k.store("f32", state, after, rowState.largest);
   k.store("f32", state, alpha.value, rowState.alpha);
   k.store("f32", state, k.load("f32", state, rowState.sum).mul(alpha.value).add(k.sumLanes(sum.value)), rowState.sum);
+}
+
+/** The function that hides the logits of keys j, j + 1, ... */
+function maskLanes(k: KernelBuilder, mask: KeyMask): (logits: Value<"f32v">, j: number) => Value<"f32v"> {
+  const { bits, bias } = mask;
+  const [begin, end] = [mask.begin, mask.end].map((key) => k.let(k.splat(key)));
+  const words = bits && k.let(k.splat(bits));
+  // 2^lane, by way of the exponent of a float.
+  const laneBits = bits && k.let(k.laneIndices().add(127).shl(23).as("f32v").truncate());
+  const numKeys = bias && k.let(k.splat(bias.numKeys));
+  return (logits, j) => {
+    const key = k.let(k.laneIndices().add(j));
+    let visible = key.ge(begin).and(key.lt(end));
+    if (words && laneBits) visible = visible.and(words.shrU(j).and(laneBits).ne(0));
+    if (!bias || !numKeys) return k.select(visible, logits, -Infinity);
+    return k.select(key.lt(numKeys), k.let(k.select(visible, logits, logits.add(bias.amount))), -Infinity);
+  };
 }
 
 /** A weighted sum of values with its largest logit and its sum of weights. */
@@ -96,10 +122,10 @@ export interface Partial {
 }
 
 /**
- * Adds the partial result of the next chunk to the total of a row: total.acc [headDim], and totalLargest and totalSum of its state. The
+ * Adds the partial result of the next chunk to the total of a row: total [channels], and totalLargest and totalSum of its state. The
  * first chunk arrives unchanged to the bit, and an empty chunk changes nothing.
  */
-export function foldChunk(k: KernelBuilder, headDim: number, total: Address, state: Address, chunk: Partial): void {
+export function foldChunk(k: KernelBuilder, channels: Extent, total: Address, state: Address, chunk: Partial): void {
   const before = k.let(k.load("f32", state, rowState.totalLargest));
   const after = k.let(before.max(chunk.largest));
   const offset = safe(k, after);
@@ -110,43 +136,55 @@ export function foldChunk(k: KernelBuilder, headDim: number, total: Address, sta
   k.store("f32", state, after, rowState.totalLargest);
   const keepLanes = k.let(k.splat(keep));
   const takeLanes = k.let(k.splat(take));
-  k.for(0, headDim * 4, k.lanes * 4, (d) => {
+  k.for(0, f32Bytes(k, roundUp(k, channels, k.lanes)), k.lanes * 4, (d) => {
     const at = k.let(total.add(d));
     k.store("f32v", at, k.load("f32v", chunk.acc.add(d)).fma(takeLanes, k.load("f32v", at).mul(keepLanes)));
   });
 }
 
 /** Ends the chunk of a row held in scratch: into the total, and the chunk starts anew. */
-export function endChunk(k: KernelBuilder, headDim: number, total: Address, acc: Address, state: Address): void {
+export function endChunk(k: KernelBuilder, channels: Extent, total: Address, acc: Address, state: Address): void {
   const largest = k.let(k.load("f32", state, rowState.largest));
   const sum = k.let(k.load("f32", state, rowState.sum));
-  foldChunk(k, headDim, total, state, { acc, largest, sum });
+  foldChunk(k, channels, total, state, { acc, largest, sum });
   resetChunk(k, state);
-  zeroRow(k, headDim, acc);
+  zeroRow(k, acc, channels);
 }
 
-export function zeroRow(k: KernelBuilder, headDim: number, row: Address): void {
-  k.for(0, headDim * 4, k.lanes * 4, (d) => k.store("f32v", row.add(d), 0));
+/** Where and how a finished row is written. */
+export interface RowEnd {
+  readonly vScale: Value<"f32">;
+  /** The row's sink as a logit in powers of two. */
+  readonly sink?: Value<"f32">;
+  readonly out: Address;
+  readonly lse?: { readonly address: Address; readonly base: "e" | "2" };
 }
 
-/** Writes vScale * total / sum to `out`, zeros for a row without any key, and its natural-log lse if asked for. */
-export function finishRow(
-  k: KernelBuilder,
-  headDim: number,
-  total: Address,
-  state: Address,
-  vScale: Value<"f32">,
-  out: Address,
-  lse: Address | undefined,
-): void {
+/** Writes vScale * total / sum to `out`, zeros for a row without any key, and its lse (without the sink) if asked for. */
+export function finishRow(k: KernelBuilder, channels: Extent, total: Address, state: Address, end: RowEnd): void {
   const sum = k.let(k.load("f32", state, rowState.totalSum));
+  const largest = k.let(k.load("f32", state, rowState.totalLargest));
   const isEmpty = k.let(sum.eq(0));
-  const inverse = k.let(k.splat(k.select(isEmpty, k.f32(0), vScale.div(sum))));
+  const inverse = k.let(k.select(isEmpty, k.f32(0), end.vScale.div(shareOfSink(k, sum, largest, end.sink))));
+  const inverses = k.let(k.splat(inverse));
   // Adding 0 makes a zero positive whatever the signs of the products that vanished on the way.
-  k.for(0, headDim * 4, k.lanes * 4, (d) => {
-    k.store("f32v", out.add(d), k.load("f32v", total.add(d)).mul(inverse).add(0));
+  storeExactly(k, end.out, channels, {
+    vector: (d) => k.load("f32v", total.add(d)).mul(inverses).add(0),
+    scalar: (d) => k.load("f32", total.add(d)).mul(inverse).add(0),
   });
-  if (lse === undefined) return;
-  const largest = k.load("f32", state, rowState.totalLargest).mul(Math.LN2);
-  k.store("f32", lse, k.select(isEmpty, k.f32(-Infinity), largest.add(scalar(k, log, sum))));
+  if (end.lse === undefined) return;
+  const [unit, logUnit] = end.lse.base === "e" ? [Math.LN2, 1] : [1, Math.LOG2E];
+  const lse = largest.mul(unit).add(scalar(k, log, sum).mul(logUnit));
+  k.store("f32", end.lse.address, k.select(isEmpty, k.f32(-Infinity), lse));
+}
+
+/** The sum of weights with the weight 2^(sink - largest) of a logit that has no value. A sink far above all logits makes it infinite. */
+function shareOfSink(
+  k: KernelBuilder,
+  sum: Value<"f32">,
+  largest: Value<"f32">,
+  sink: Value<"f32"> | undefined,
+): Value<"f32"> {
+  if (sink === undefined) return sum;
+  return k.let(sum.add(scalar(k, exp2, sink.sub(safe(k, largest)))));
 }

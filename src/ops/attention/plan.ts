@@ -2,17 +2,17 @@
  * The work list of ragged attention: which query tile meets which keys, as typed arrays. Made on the host once a step, executed for every
  * layer, on every device. Arrays only grow, so a steady state allocates nothing. Running it is the devices' business.
  *
- * A query tile is a few neighbouring tokens of one sequence. It is one task for each key/value head, or, where it is a large part
- * of the whole step, one for each chunk of keys too; the partial results of its chunks are then merged in their order. Either way the
- * same sums run in the same order, so the plan never shows in the result.
+ * A query tile is a few neighbouring tokens of one sequence with up to 32 query heads of a key/value head. It is one task, or, where it
+ * is a large part of the whole step, one for each chunk of keys; the partial results of its chunks are then merged in their order. Either
+ * way the same sums run in the same order, so the plan never shows in the result.
  */
-import { type AttentionBatch, validateAttentionBatch } from "./batch.ts";
+import { type AttentionBatch, tableOffset, validateAttentionBatch } from "./batch.ts";
 import { type AttentionSpec, defaultSplitSize, validateAttentionSpec } from "./contract.ts";
 
 /** Keys per block: the unit of masking and of the online softmax, at absolute positions. */
 export const keyBlock = 32;
 
-/** Query rows (tokens times query heads per key/value head) that a tile aims at. */
+/** Query rows (tokens times query heads) that a tile aims at. */
 const targetTileRows = 32;
 
 /** Words of a work item: first query row, tokens, sequence, position of the first token, key begin, key end, partial row or -1, unused. */
@@ -21,18 +21,42 @@ export const itemWords = 8;
 /** Words of a merge item: first query row, tokens, first partial row, chunks. */
 export const mergeWords = 4;
 
-/** Tokens in a full query tile. */
-export function queryTile({ numQHeads, numKvHeads }: Pick<AttentionSpec, "numQHeads" | "numKvHeads">): number {
-  return Math.max(1, Math.floor((targetTileRows * numKvHeads) / numQHeads));
+/**
+ * Words of a sequence: place of its page ids, keys, first query row, absolute position of key 0, byte of its mask, and of its recent tokens
+ * the first position and the window.
+ */
+export const sequenceWords = 8;
+
+type Heads = Pick<AttentionSpec, "numQHeads" | "numKvHeads">;
+
+/** How the query heads of a key/value head are dealt to tasks: `tiles` tasks of `heads` heads, of which the last may have fewer. */
+export function headTiles({ numQHeads, numKvHeads }: Heads): { readonly tiles: number; readonly heads: number } {
+  const group = numQHeads / numKvHeads;
+  const heads = Math.ceil(group / Math.ceil(group / targetTileRows));
+  return { tiles: Math.ceil(group / heads), heads };
 }
 
-/** The plan of one step. Chunk c of a merge item's key/value head h has its rows at partialRow + (c * numKvHeads + h) * tokens * group. */
+/** Tokens in a full query tile. */
+export function queryTile(spec: Heads): number {
+  return Math.max(1, Math.floor(targetTileRows / headTiles(spec).heads));
+}
+
+/** Tasks of one work item or merge item: one for each key/value head and tile of its query heads. */
+export function tasksPerItem(spec: Heads): number {
+  return spec.numKvHeads * headTiles(spec).tiles;
+}
+
+/**
+ * The plan of one step. Chunk c of a merge item has its rows from partialRow + c * tokens * numQHeads on; in them, a task that begins with
+ * query head h has its own, [token][head], from tokens * h on.
+ */
 export class AttentionPlan {
   readonly spec: AttentionSpec;
   readonly #threads: number;
   #batch: AttentionBatch | undefined;
   #items = new Int32Array(64 * itemWords);
   #merges = new Int32Array(16 * mergeWords);
+  #sequences = new Int32Array(16 * sequenceWords);
   #numItems = 0;
   #numMerges = 0;
   #numPartialRows = 0;
@@ -58,7 +82,11 @@ export class AttentionPlan {
   get numMerges(): number {
     return this.#numMerges;
   }
-  /** Rows of headDim floats that the partial results take. */
+  /** [at least 1, sequenceWords] */
+  get sequences(): Int32Array {
+    return this.#sequences.subarray(0, Math.max(1, this.batch.numSeqs) * sequenceWords);
+  }
+  /** Rows of value channels that the partial results take. */
   get numPartialRows(): number {
     return this.#numPartialRows;
   }
@@ -68,14 +96,17 @@ export class AttentionPlan {
     return this.#batch;
   }
 
-  /** Plans a step. Throws ArgumentError for lengths or page ids that do not fit together. */
-  update(batch: AttentionBatch): void {
-    validateAttentionBatch(this.spec, batch);
+  /**
+   * Plans a step. Throws ArgumentError for lengths or page ids that do not fit together; `checkPages: false` leaves the page ids unread.
+   */
+  update(batch: AttentionBatch, options: { readonly checkPages?: boolean } = {}): void {
+    validateAttentionBatch(this.spec, batch, options.checkPages);
     this.#batch = batch;
+    this.#fillSequences(batch);
     this.#numItems = 0;
     this.#numMerges = 0;
     this.#numPartialRows = 0;
-    const totalWork = this.#totalWork(batch) * this.spec.numKvHeads;
+    const totalWork = this.#totalWork(batch) * tasksPerItem(this.spec);
     const splitWork = this.#threads === 1 ? Infinity : totalWork / (4 * this.#threads);
     const tile = queryTile(this.spec);
     for (let s = 0; s < batch.numSeqs; s++) {
@@ -98,6 +129,20 @@ export class AttentionPlan {
     }
   }
 
+  #fillSequences(batch: AttentionBatch): void {
+    while (this.#sequences.length < batch.numSeqs * sequenceWords) this.#sequences = doubled(this.#sequences);
+    for (let s = 0; s < batch.numSeqs; s++) {
+      const at = s * sequenceWords;
+      this.#sequences[at] = tableOffset(batch, s);
+      this.#sequences[at + 1] = batch.kvLens[s];
+      this.#sequences[at + 2] = batch.queryIndptr[s];
+      this.#sequences[at + 3] = batch.positionOffsets?.[s] ?? 0;
+      this.#sequences[at + 4] = batch.customMask?.indptr[s] ?? 0;
+      this.#sequences[at + 5] = batch.recent?.starts[s] ?? batch.kvLens[s];
+      this.#sequences[at + 6] = batch.recent?.windows[s] ?? 0;
+    }
+  }
+
   /** Keys times tokens of all tiles, for one key/value head. */
   #totalWork(batch: AttentionBatch): number {
     const tile = queryTile(this.spec);
@@ -115,13 +160,15 @@ export class AttentionPlan {
 
   /** First key that any token of the tile sees, which is the first one's: down to a block. */
   #keyBegin(position: number): number {
-    const { slidingWindow } = this.spec;
-    if (slidingWindow === undefined) return 0;
+    const { slidingWindow, maskValue } = this.spec;
+    if (slidingWindow === undefined || maskValue !== undefined) return 0;
     return Math.floor(Math.max(0, position - slidingWindow + 1) / keyBlock) * keyBlock;
   }
 
   #keyEnd(position: number, tokens: number, kvLen: number): number {
-    return this.spec.causal ? Math.max(0, Math.min(kvLen, position + tokens)) : kvLen;
+    return this.spec.causal && this.spec.maskValue === undefined
+      ? Math.max(0, Math.min(kvLen, position + tokens))
+      : kvLen;
   }
 
   #addTile(row: number, tokens: number, sequence: number, position: number, kvLen: number, splitWork: number): void {

@@ -6,10 +6,14 @@ import type { CpuDevice, DeviceBuffer, DeviceKernel } from "../../devices/index.
 import { ArgumentError } from "../../tensor/index.ts";
 import type { Recorder } from "../recorder.ts";
 import type { AttentionBatch } from "./batch.ts";
-import type { AttentionSpec } from "./contract.ts";
+import type { SourceParams } from "./blockSources.ts";
+import { type AttentionSpec, valueDim } from "./contract.ts";
 import { attentionKernel, attentionMergeKernel } from "./cpu.ts";
-import { AttentionPlan } from "./plan.ts";
-import { nhdStrides, type PageStrides, storageBytes } from "./storage.ts";
+import { AttentionPlan, tasksPerItem } from "./plan.ts";
+import { nhdStrides, type PageStorage, type PageStrides, rowElements, rowScales, storageBytes } from "./storage.ts";
+import { type OutputParams, partialRowBytes, partialStateBytes } from "./tile.ts";
+
+type PlanBuffer = "items" | "merges" | "sequences" | "block tables" | "masks" | "partial sums" | "partial states";
 
 /**
  * A plan and its device memory: work list, block tables, partial results. Update it once a step, while no commands that use it run;
@@ -29,7 +33,6 @@ export class CpuAttentionPlan {
    */
   constructor(device: CpuDevice, spec: AttentionSpec, threads = device.threads) {
     this.device = device;
-    refuseUnbuilt(spec);
     this.plan = new AttentionPlan(spec, threads);
     this.kernel = device.compile(attentionKernel, spec);
     this.mergeKernel = device.compile(attentionMergeKernel, spec);
@@ -39,18 +42,24 @@ export class CpuAttentionPlan {
     return this.plan.spec;
   }
 
-  /** Plans a step and copies its work list and block tables. Throws ArgumentError for lengths or pages that do not fit together. */
-  update(batch: AttentionBatch): void {
-    this.plan.update(batch);
+  /**
+   * Plans a step and copies its work list, block tables and masks. Throws ArgumentError for lengths or pages that do not fit together;
+   * `checkPages: false` leaves the page ids unread.
+   */
+  update(batch: AttentionBatch, options: { readonly checkPages?: boolean } = {}): void {
+    this.plan.update(batch, options);
+    const { numSeqs, blockTables, pageIndptr, maxPages } = batch;
     this.#write("items", this.plan.items);
     this.#write("merges", this.plan.merges);
-    this.#write("block tables", batch.blockTables.subarray(0, batch.numSeqs * batch.maxPages));
-    this.#reserve("partial sums", this.plan.numPartialRows * this.spec.headDim * 4);
-    this.#reserve("partial states", this.plan.numPartialRows * 8);
+    this.#write("sequences", this.plan.sequences);
+    this.#write("block tables", blockTables.subarray(0, pageIndptr ? pageIndptr[numSeqs] : numSeqs * maxPages));
+    if (this.spec.customMask && batch.customMask) this.#write("masks", batch.customMask.bits);
+    this.#reserve("partial sums", this.plan.numPartialRows * partialRowBytes(this.spec));
+    this.#reserve("partial states", this.plan.numPartialRows * partialStateBytes);
   }
 
   /** Address of one of the plan's buffers; 0 where the plan needs none. */
-  pointer(name: "items" | "merges" | "block tables" | "partial sums" | "partial states"): number {
+  pointer(name: PlanBuffer): number {
     return this.#buffers.get(name)?.pointer ?? 0;
   }
 
@@ -58,7 +67,7 @@ export class CpuAttentionPlan {
   get recordingKey(): string {
     const { numItems, numMerges, batch } = this.plan;
     const pointers = [...this.#buffers.values()].map(({ pointer }) => pointer);
-    return [numItems, numMerges, batch.maxPages, ...pointers].join();
+    return [numItems, numMerges, batch.recent?.capacity ?? 0, ...pointers].join();
   }
 
   /** Gives the device memory back. */
@@ -67,12 +76,13 @@ export class CpuAttentionPlan {
     this.#buffers.clear();
   }
 
-  #write(name: string, values: Int32Array): void {
+  #write(name: PlanBuffer, values: Int32Array | Uint8Array): void {
     if (values.length === 0) return;
-    this.device.i32(this.#reserve(name, values.byteLength)).set(values);
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    this.device.u8(this.#reserve(name, values.byteLength)).set(bytes);
   }
 
-  #reserve(name: string, numBytes: number): DeviceBuffer {
+  #reserve(name: PlanBuffer, numBytes: number): DeviceBuffer {
     const old = this.#buffers.get(name);
     if (old && old.numBytes >= numBytes) return old;
     if (old) this.device.free(old);
@@ -103,16 +113,17 @@ export interface AttentionArgs {
   /** [numRows, numQHeads, headDim] */
   readonly q: number;
   readonly kPages: number;
+  /** With mla: the rope parts of the keys. */
   readonly vPages: number;
-  /** [numRows, numQHeads, headDim]; may be q itself only if the rows have the same stride. */
+  /** [numRows, numQHeads, headDimV]; may be q itself only if the rows have the same length and stride. */
   readonly out: number;
   /** [numRows, numQHeads]; needed if the spec has returnLse. */
   readonly lse?: number;
   /** Elements between the rows of q; numQHeads * headDim by default. */
   readonly qRowStride?: number;
-  /** Elements between the rows of out; numQHeads * headDim by default. */
+  /** Elements between the rows of out; numQHeads * headDimV by default, `LatentLayout.outRow` for latents. */
   readonly outRowStride?: number;
-  /** nhdStrides of the spec by default. */
+  /** Dense pages [page][slot][kv head][channel] by default; needed for latents, of which `LatentLayout` says the rows. */
   readonly kStrides?: PageStrides;
   readonly vStrides?: PageStrides;
   /** Scales of rows: for the storages that have some. */
@@ -138,60 +149,106 @@ export interface AttentionArgs {
 /** Records attention of the planned batch over one layer's pages. Throws ArgumentError naming the argument that does not fit. */
 export function recordAttention({ commands }: Recorder, planned: CpuAttentionPlan, args: AttentionArgs): void {
   const { plan, spec } = planned;
-  const { numQHeads, numKvHeads, headDim, storage } = spec;
-  const rowLength = numQHeads * headDim;
-  const { lse, qRowStride = rowLength, outRowStride = rowLength } = args;
-  if (spec.returnLse && lse === undefined) throw new ArgumentError("lse must be given because the spec has returnLse");
-  if (spec.alibi && args.alibiSlopes === undefined) {
-    throw new ArgumentError("alibiSlopes must be given because the spec has alibi");
-  }
-  requireStride("qRowStride", qRowStride, rowLength);
-  requireStride("outRowStride", outRowStride, rowLength);
-  const { kStrides = nhdStrides(spec), vStrides = nhdStrides(spec) } = args;
-  const elementBytes = storageBytes(storage);
-  const shared = {
+  const tasks = tasksPerItem(spec);
+  const qRow = spec.numQHeads * spec.headDim;
+  const { qRowStride = qRow } = args;
+  requireStride("qRowStride", qRowStride, qRow);
+  const output = outputArgs(planned, args);
+  commands.launch(
+    planned.kernel,
+    {
+      ...output,
+      ...sourceArgs(plan, args),
+      items: planned.pointer("items"),
+      sequences: planned.pointer("sequences"),
+      blockTables: planned.pointer("block tables"),
+      masks: planned.pointer("masks"),
+      q: args.q,
+      qRowBytes: qRowStride * 4,
+      kScale: args.kScale ?? 1,
+      alibiSlopes: spec.alibi ? needed("alibiSlopes", args.alibiSlopes, "alibi") : 0,
+    },
+    plan.numItems * tasks,
+    { grain: 1 },
+  );
+  const merges = planned.pointer("merges");
+  commands.launch(planned.mergeKernel, { ...output, merges }, plan.numMerges * tasks, { grain: 1 });
+}
+
+function outputArgs(planned: CpuAttentionPlan, args: AttentionArgs): Record<keyof OutputParams, number> {
+  const { spec } = planned;
+  // With latents, the ranks of the layer's groups say how long a row is, and that is in the table.
+  const outRow = spec.latent ? 1 : spec.numQHeads * valueDim(spec);
+  const outRowStride = spec.latent
+    ? needed("outRowStride", args.outRowStride, "latent")
+    : (args.outRowStride ?? outRow);
+  requireStride("outRowStride", outRowStride, outRow);
+  return {
+    latentTable: spec.latent ? needed("latent", args.latent, "latent").table : 0,
+    sinks: spec.sinks ? needed("sinks", args.sinks, "sinks") : 0,
     out: args.out,
-    lse: lse ?? 0,
+    lse: spec.returnLse ? needed("lse", args.lse, "returnLse") : 0,
     outRowBytes: outRowStride * 4,
     vScale: args.vScale ?? 1,
     partialAcc: planned.pointer("partial sums"),
     partialState: planned.pointer("partial states"),
   };
-  commands.launch(
-    planned.kernel,
-    {
-      ...shared,
-      items: planned.pointer("items"),
-      q: args.q,
-      kScale: args.kScale ?? 1,
-      alibiSlopes: args.alibiSlopes ?? 0,
-      kPages: args.kPages,
-      vPages: args.vPages,
-      blockTables: planned.pointer("block tables"),
-      maxPages: plan.batch.maxPages,
-      qRowBytes: qRowStride * 4,
-      kPageBytes: kStrides.page * elementBytes,
-      kSlotBytes: kStrides.slot * elementBytes,
-      kHeadBytes: kStrides.head * elementBytes,
-      vPageBytes: vStrides.page * elementBytes,
-      vSlotBytes: vStrides.slot * elementBytes,
-      vHeadBytes: vStrides.head * elementBytes,
-    },
-    plan.numItems * numKvHeads,
-    { grain: 1 },
-  );
-  commands.launch(planned.mergeKernel, { ...shared, merges: planned.pointer("merges") }, plan.numMerges * numKvHeads, {
-    grain: 1,
-  });
 }
 
-function refuseUnbuilt(spec: AttentionSpec): void {
-  const unbuilt = ["headDimV", "mla", "latent", "rope", "customMask", "maskValue", "sinks", "lseBase"] as const;
-  for (const name of unbuilt) if (spec[name] !== undefined) throw new ArgumentError(`${name} has no kernel yet`);
-  if (spec.headDim % 4 !== 0) throw new ArgumentError(`headDim must be a multiple of 4, got ${spec.headDim}`);
+function sourceArgs({ spec, batch }: AttentionPlan, args: AttentionArgs): Record<keyof SourceParams, number> {
+  const { storage, valueStorage = storage, latent } = spec;
+  const keys = denseRows(spec, storage, spec.mla ? valueDim(spec) : spec.headDim);
+  const values = denseRows(spec, valueStorage, spec.mla?.ropeDim ?? valueDim(spec));
+  const kStrides = latent ? needed("kStrides", args.kStrides, "latent") : (args.kStrides ?? keys.strides);
+  const vStrides = latent ? needed("vStrides", args.vStrides, "latent") : (args.vStrides ?? values.strides);
+  const { kScaleStrides = keys.scaleStrides, vScaleStrides = values.scaleStrides } = args;
+  const recent = latent?.recent;
+  const recentBytes = recent === "f16" ? 2 : 4;
+  return {
+    kPages: args.kPages,
+    vPages: args.vPages,
+    kScales: hasScales(storage) ? needed("kScales", args.kScales, `storage ${JSON.stringify(storage)}`) : 0,
+    vScales: hasScales(valueStorage) ? needed("vScales", args.vScales, `storage ${JSON.stringify(valueStorage)}`) : 0,
+    kPageBytes: kStrides.page * storageBytes(storage),
+    kSlotBytes: kStrides.slot * storageBytes(storage),
+    kHeadBytes: kStrides.head * storageBytes(storage),
+    vPageBytes: vStrides.page * storageBytes(valueStorage),
+    vSlotBytes: vStrides.slot * storageBytes(valueStorage),
+    vHeadBytes: vStrides.head * storageBytes(valueStorage),
+    kScalePageBytes: kScaleStrides.page * 4,
+    kScaleSlotBytes: kScaleStrides.slot * 4,
+    kScaleHeadBytes: kScaleStrides.head * 4,
+    vScalePageBytes: vScaleStrides.page * 4,
+    vScaleSlotBytes: vScaleStrides.slot * 4,
+    vScaleHeadBytes: vScaleStrides.head * 4,
+    ropeTable: spec.rope ? needed("ropeTable", args.ropeTable, "rope") : 0,
+    latentTable: args.latent?.table ?? 0,
+    up: latent?.keys === "rebuilt" ? needed("latent.up", args.latent?.up, "rebuilt keys") : 0,
+    keyBias: latent?.bias ? needed("latent.bias", args.latent?.bias, "latent.bias") : 0,
+    recentK: recent ? needed("latent.recentK", args.latent?.recentK, "latent.recent") : 0,
+    recentV: recent ? needed("latent.recentV", args.latent?.recentV, "latent.recent") : 0,
+    recentCapacity: batch.recent?.capacity ?? 1,
+    recentKSlotBytes: recent ? needed("latent.recentRowK", args.latent?.recentRowK, "latent.recent") * recentBytes : 0,
+    recentVSlotBytes: recent ? needed("latent.recentRowV", args.latent?.recentRowV, "latent.recent") * recentBytes : 0,
+  };
+}
+
+function denseRows(spec: AttentionSpec, storage: PageStorage, channels: number) {
+  const { pageSize, numKvHeads } = spec;
+  return {
+    strides: nhdStrides({ pageSize, numKvHeads, headDim: rowElements(storage, channels) }),
+    scaleStrides: nhdStrides({ pageSize, numKvHeads, headDim: rowScales(storage, channels) }),
+  };
+}
+
+const hasScales = (storage: PageStorage): boolean => rowScales(storage, 1) > 0;
+
+function needed<T>(name: string, value: T | undefined, because: string): T {
+  if (value === undefined) throw new ArgumentError(`${name} must be given because the spec has ${because}`);
+  return value;
 }
 
 function requireStride(name: string, stride: number, rowLength: number): void {
   if (Number.isInteger(stride) && stride >= rowLength) return;
-  throw new ArgumentError(`${name} must be an integer of at least numQHeads * headDim = ${rowLength}, got ${stride}`);
+  throw new ArgumentError(`${name} must be an integer of at least a row's ${rowLength} elements, got ${stride}`);
 }

@@ -1,8 +1,10 @@
 /**
- * Kernel parts: the two products of attention on one block of keys, with sums held in registers. Each sum runs in an order that depends
- * on nothing but the channels and the keys, never on how many rows share a tile.
+ * Kernel parts: the products of attention on one block of keys, with sums held in registers: scores, weighted sums of values, and the
+ * up-projection of latent keys. Each sum runs in an order that depends on nothing but the channels and the keys, never on how many rows
+ * share a tile.
  */
-import type { KernelBuilder, Value } from "../../kernels/index.ts";
+import type { KernelBuilder, Operand, Value } from "../../kernels/index.ts";
+import { type Extent, f32Bytes, roundUp } from "./dims.ts";
 
 type Address = Value<"i32">;
 
@@ -11,30 +13,32 @@ const scoreRowBytes = 32 * 4;
 
 /**
  * Bytes from one row of queries, keys, values or sums in scratch to the next: a cache line more than the row, because columns of rows that
- * are a power of two apart would all fall into the same few places of the first-level cache.
+ * are a power of two apart would all fall into the same few places of the first-level cache. Decoders may write 15 channels past a row.
  */
-export function rowPitch(headDim: number): number {
-  return headDim * 4 + 64;
+export function rowPitch(channels: number): number {
+  return Math.ceil(channels / 16) * 64 + 64;
 }
 
 /**
- * scores[row][j] = dot(q[row], keys[j]) for j from `begin` up to `end`, rounded outward to multiples of 4. q is [rows, headDim], keys
- * [32, headDim], scores [rows, 32].
+ * scores[row][j] = dot(q[row], keys[j]) for j from `begin` up to `end`, rounded outward to multiples of 4. q is [rows, channels], keys
+ * [32, channels], both a rowPitch(maxChannels) apart and zero past the last channel; scores [rows, 32].
  */
 export function scoreBlock(
   k: KernelBuilder,
-  headDim: number,
+  { channels, maxChannels }: { readonly channels: Extent; readonly maxChannels: number },
   tile: { readonly q: Address; readonly keys: Address; readonly scores: Address; readonly rows: Value<"i32"> },
   begin: Value<"i32">,
   end: Value<"i32">,
 ): void {
   const { q, keys, scores, rows } = tile;
+  const pitch = rowPitch(maxChannels);
+  const rowBytes = f32Bytes(k, roundUp(k, channels, k.lanes));
   const paired = k.let(rows.and(-2));
   k.for(begin.and(-4), end, 4, (j) => {
-    const four = k.let(keys.add(j.mul(rowPitch(headDim))));
+    const four = k.let(keys.add(j.mul(pitch)));
     const dots = (row: Value<"i32">, numRows: number): void => {
-      const query = k.let(q.add(row.mul(rowPitch(headDim))));
-      const sums = dotTile(k, headDim, query, numRows, four);
+      const query = k.let(q.add(row.mul(pitch)));
+      const sums = dotTile(k, rowBytes, pitch, query, numRows, four);
       const out = k.let(scores.add(row.mul(scoreRowBytes)).add(j.shl(2)));
       for (const [r, rowSums] of sums.entries()) storeFour(k, out, r * scoreRowBytes, rowSums);
     };
@@ -44,12 +48,19 @@ export function scoreBlock(
 }
 
 /** Dot products of neighbouring query rows with four keys, each a vector of partial sums by lane. */
-function dotTile(k: KernelBuilder, headDim: number, query: Address, numRows: number, keys: Address): Value<"f32v">[][] {
+function dotTile(
+  k: KernelBuilder,
+  rowBytes: Extent,
+  pitch: number,
+  query: Address,
+  numRows: number,
+  keys: Address,
+): Value<"f32v">[][] {
   const sums = Array.from({ length: numRows }, () => [0, 1, 2, 3].map(() => k.var("f32v", 0)));
   const registerBytes = k.lanes * 4;
-  const pitch = rowPitch(headDim);
-  const unroll = [8, 4, 2].find((steps) => (headDim / k.lanes) % steps === 0) ?? 1;
-  k.for(0, headDim * 4, unroll * registerBytes, (column) => {
+  const registers = typeof rowBytes === "number" ? rowBytes / registerBytes : 1;
+  const unroll = [8, 4, 2].find((steps) => registers % steps === 0) ?? 1;
+  k.for(0, rowBytes, unroll * registerBytes, (column) => {
     const queryAt = k.let(query.add(column));
     const keysAt = k.let(keys.add(column));
     for (let step = 0; step < unroll; step++) {
@@ -74,17 +85,110 @@ function storeFour(k: KernelBuilder, address: Address, offset: number, sums: rea
   for (let i = 0; i < 4; i++) k.store("f32", address, four.lane(i), offset + i * 4);
 }
 
+/** Rows of weighted sums: sums[row] = start + sum over j of weights[row][j] * values[j]. */
+export interface WeightedSums {
+  /** [rows, columns], `sumPitch` bytes apart. */
+  readonly sums: Address;
+  readonly sumPitch: number;
+  /** [rows, terms] f32. */
+  readonly weights: Address;
+  readonly weightPitch: number;
+  /** [terms, columns] f32. */
+  readonly values: Address;
+  readonly valuePitch: number;
+  /** Channels of a sum. */
+  readonly columns: Extent;
+  readonly rows: Value<"i32">;
+  /**
+   * What the sums of neighbouring rows from `row` on begin with: a function of the r-th of them and the address of a register of its sums,
+   * which is also `column` bytes into the row.
+   */
+  readonly start: (row: Value<"i32">, numRows: number) => StartSum;
+}
+
+export type StartSum = (
+  r: number,
+  register: { address: Address; offset: number; column: Operand<"i32"> },
+) => Value<"f32v">;
+
+/**
+ * Adds the terms `begin` up to `end`. With `padded` both are rounded outward to multiples of 4: weights there must be 0 and values finite;
+ * else exactly these terms are read.
+ */
+export function weightedSums(
+  k: KernelBuilder,
+  tile: WeightedSums,
+  begin: Operand<"i32">,
+  end: Value<"i32">,
+  padded: boolean,
+): void {
+  const registerBytes = k.lanes * 4;
+  const first = typeof begin === "number" ? begin : k.let(begin.and(-4));
+  const inFours = padded ? end : k.let(end.and(-4));
+  const columns = (row: Value<"i32">, numRows: number, column: Operand<"i32">, numRegisters: number): void => {
+    const sumsAt = k.let(tile.sums.add(row.mul(tile.sumPitch)).add(column));
+    const weights = k.let(tile.weights.add(row.mul(tile.weightPitch)));
+    const values = k.let(tile.values.add(column));
+    const start = tile.start(row, numRows);
+    const sums = Array.from({ length: numRows }, (_, r) =>
+      Array.from({ length: numRegisters }, (_, i) => {
+        const place = { address: sumsAt, offset: r * tile.sumPitch + i * registerBytes };
+        const at = typeof column === "number" ? column + i * registerBytes : column.add(i * registerBytes);
+        return k.var("f32v", start(r, { ...place, column: at }));
+      }),
+    );
+    const term = (weightsAt: Address, valuesAt: Address, u: number): void => {
+      const weight = sums.map((_, r) => k.let(k.loadSplatF32(weightsAt, r * tile.weightPitch + u * 4)));
+      for (let i = 0; i < numRegisters; i++) {
+        const value = k.let(k.load("f32v", valuesAt, u * tile.valuePitch + i * registerBytes));
+        for (const [r, row] of sums.entries()) row[i].set(weight[r].fma(value, row[i].value));
+      }
+    };
+    k.for(first, inFours, 4, (j) => {
+      const weightsAt = k.let(weights.add(j.shl(2)));
+      const valuesAt = k.let(values.add(j.mul(tile.valuePitch)));
+      for (let u = 0; u < 4; u++) term(weightsAt, valuesAt, u);
+    });
+    if (!padded) {
+      k.for(inFours, end, 1, (j) => term(k.let(weights.add(j.shl(2))), k.let(values.add(j.mul(tile.valuePitch))), 0));
+    }
+    for (const [r, row] of sums.entries()) {
+      for (const [i, sum] of row.entries()) k.store("f32v", sumsAt, sum.value, r * tile.sumPitch + i * registerBytes);
+    }
+  };
+  // All rows meet a few channels of the values while these are in the first-level cache.
+  const paired = k.let(tile.rows.and(-2));
+  const allRows = (column: Operand<"i32">, numRegisters: number): void => {
+    k.for(0, paired, 2, (row) => columns(row, 2, column, numRegisters));
+    k.if(paired.lt(tile.rows), () => columns(paired, 1, column, numRegisters));
+  };
+  if (typeof tile.columns === "number") {
+    const registers = Math.ceil(tile.columns / k.lanes);
+    const whole = registers - (registers % 4);
+    if (whole > 0) k.for(0, whole * registerBytes, 4 * registerBytes, (column) => allRows(column, 4));
+    if (whole < registers) allRows(whole * registerBytes, registers - whole);
+    return;
+  }
+  const registers = k.let(tile.columns.add(k.lanes - 1).divU(k.lanes));
+  const wholeBytes = k.let(registers.and(-4).mul(registerBytes));
+  k.for(0, wholeBytes, 4 * registerBytes, (column) => allRows(column, 4));
+  k.for(wholeBytes, registers.mul(registerBytes), registerBytes, (column) => allRows(column, 1));
+}
+
 /**
  * acc[row] = acc[row] * alpha[row] + sum over j of weights[row][j] * values[j], for j from `begin` up to `end` rounded outward to
- * multiples of 4 (weights there are 0). acc is [rows, headDim], values [32, headDim]; alpha is read at `alpha + row * alphaStride`.
+ * multiples of 4 (weights there are 0). acc is [rows, columns], values [32, columns], their rows as far apart as `maxColumns` and `valuePitch`
+ * say; alpha is read at `alpha + row * alphaStride`.
  */
 export function accumulateBlock(
   k: KernelBuilder,
-  headDim: number,
   tile: {
     readonly acc: Address;
     readonly weights: Address;
     readonly values: Address;
+    readonly valuePitch: number;
+    readonly columns: Extent;
+    readonly maxColumns: number;
     readonly alpha: Address;
     readonly alphaStride: number;
     readonly rows: Value<"i32">;
@@ -92,43 +196,21 @@ export function accumulateBlock(
   begin: Value<"i32">,
   end: Value<"i32">,
 ): void {
-  const rowBytes = rowPitch(headDim);
-  const registerBytes = k.lanes * 4;
-  const first = k.let(begin.and(-4));
-  const columns = (row: Value<"i32">, numRows: number, column: Value<"i32"> | number, numRegisters: number): void => {
-    const acc = k.let(tile.acc.add(row.mul(rowBytes)).add(column));
-    const alphas = k.let(tile.alpha.add(row.mul(tile.alphaStride)));
-    const weights = k.let(tile.weights.add(row.mul(scoreRowBytes)));
-    const values = k.let(tile.values.add(column));
-    const sums = Array.from({ length: numRows }, (_, r) => {
-      const alpha = k.let(k.loadSplatF32(alphas, r * tile.alphaStride));
-      return Array.from({ length: numRegisters }, (_, i) =>
-        k.var("f32v", k.load("f32v", acc, r * rowBytes + i * registerBytes).mul(alpha)),
-      );
-    });
-    k.for(first, end, 4, (j) => {
-      const weightsAt = k.let(weights.add(j.shl(2)));
-      const valuesAt = k.let(values.add(j.mul(rowBytes)));
-      for (let u = 0; u < 4; u++) {
-        const weight = sums.map((_, r) => k.let(k.loadSplatF32(weightsAt, r * scoreRowBytes + u * 4)));
-        for (let i = 0; i < numRegisters; i++) {
-          const value = k.let(k.load("f32v", valuesAt, u * rowBytes + i * registerBytes));
-          for (const [r, row] of sums.entries()) row[i].set(weight[r].fma(value, row[i].value));
-        }
-      }
-    });
-    for (const [r, row] of sums.entries()) {
-      for (const [i, sum] of row.entries()) k.store("f32v", acc, sum.value, r * rowBytes + i * registerBytes);
-    }
+  const { acc, weights, values, valuePitch, columns, rows } = tile;
+  const sums: WeightedSums = {
+    sums: acc,
+    sumPitch: rowPitch(tile.maxColumns),
+    weights,
+    weightPitch: scoreRowBytes,
+    values,
+    valuePitch,
+    columns,
+    rows,
+    start(row, numRows) {
+      const at = k.let(tile.alpha.add(row.mul(tile.alphaStride)));
+      const alphas = Array.from({ length: numRows }, (_, r) => k.let(k.loadSplatF32(at, r * tile.alphaStride)));
+      return (r, { address, offset }) => k.load("f32v", address, offset).mul(alphas[r]);
+    },
   };
-  // All rows meet a few channels of the values while these are in the first-level cache.
-  const paired = k.let(tile.rows.and(-2));
-  const registers = headDim / k.lanes;
-  const whole = registers - (registers % 4);
-  const allRows = (column: Value<"i32"> | number, numRegisters: number): void => {
-    k.for(0, paired, 2, (row) => columns(row, 2, column, numRegisters));
-    k.if(paired.lt(tile.rows), () => columns(paired, 1, column, numRegisters));
-  };
-  if (whole > 0) k.for(0, whole * registerBytes, 4 * registerBytes, (column) => allRows(column, 4));
-  if (whole < registers) allRows(whole * registerBytes, registers - whole);
+  weightedSums(k, sums, begin, end, true);
 }

@@ -1,49 +1,58 @@
 /** The rotary embedding kernel, in place, from a table of cos and sin, and the function that records it. */
-import { defineKernel } from "../../kernels/index.ts";
+import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 import type { Recorder } from "../recorder.ts";
 import { type RopeSpec, validateRopeSpec } from "./contract.ts";
 
 type RopeKernelSpec = Pick<RopeSpec, "headDim" | "rotaryDim" | "style">;
 
+/** Kernel part: rotates the channels at address `x` by the angles of one row of a RopeTable. */
+export function rotateRow(
+  k: KernelBuilder,
+  { rotaryDim, style }: Pick<RopeSpec, "rotaryDim" | "style">,
+  x: Value<"i32">,
+  cosRow: Value<"i32">,
+): void {
+  const half = rotaryDim / 2;
+  const vectorHalf = style === "halves" ? half - (half % k.lanes) : 0;
+  if (vectorHalf > 0) {
+    k.for(0, vectorHalf * 4, k.lanes * 4, (at) => {
+      const pair = k.let(x.add(at));
+      const angle = k.let(cosRow.add(at));
+      const a = k.let(k.load("f32v", pair));
+      const b = k.let(k.load("f32v", pair, half * 4));
+      const cos = k.let(k.load("f32v", angle));
+      const sin = k.let(k.load("f32v", angle, half * 4));
+      k.store("f32v", pair, a.mul(cos).sub(b.mul(sin)));
+      k.store("f32v", pair, b.mul(cos).add(a.mul(sin)), half * 4);
+    });
+  }
+  if (vectorHalf === half) return;
+  const step = style === "halves" ? 4 : 8;
+  const partner = style === "halves" ? half * 4 : 4;
+  k.for(vectorHalf, half, 1, (i) => {
+    const pair = k.let(x.add(i.mul(step)));
+    const angle = k.let(cosRow.add(i.shl(2)));
+    const a = k.let(k.load("f32", pair));
+    const b = k.let(k.load("f32", pair, partner));
+    const cos = k.let(k.load("f32", angle));
+    const sin = k.let(k.load("f32", angle, half * 4));
+    k.store("f32", pair, a.mul(cos).sub(b.mul(sin)));
+    k.store("f32", pair, b.mul(cos).add(a.mul(sin)), partner);
+  });
+}
+
 /** One task is one row of all its heads: cos and sin of its position stay in the first-level cache. */
 export const ropeKernel = defineKernel({
   name: "rope",
   params: { x: "pointer", positions: "pointer", table: "pointer", rowStride: "i32", numHeads: "i32" },
   build(k, { headDim, rotaryDim, style }: RopeKernelSpec, p) {
-    const half = rotaryDim / 2;
-    const vectorHalf = style === "halves" ? half - (half % k.lanes) : 0;
     k.forTasks((row) => {
       const cosRow = k.let(p.table.add(k.load("i32", p.positions.add(row.shl(2))).mul(rotaryDim * 4)));
       const xRow = k.let(p.x.add(row.mul(p.rowStride).shl(2)));
-      k.for(0, p.numHeads, 1, (head) => {
-        const x = k.let(xRow.add(head.mul(headDim * 4)));
-        if (vectorHalf > 0) {
-          k.for(0, vectorHalf * 4, k.lanes * 4, (at) => {
-            const pair = k.let(x.add(at));
-            const angle = k.let(cosRow.add(at));
-            const a = k.let(k.load("f32v", pair));
-            const b = k.let(k.load("f32v", pair, half * 4));
-            const cos = k.let(k.load("f32v", angle));
-            const sin = k.let(k.load("f32v", angle, half * 4));
-            k.store("f32v", pair, a.mul(cos).sub(b.mul(sin)));
-            k.store("f32v", pair, b.mul(cos).add(a.mul(sin)), half * 4);
-          });
-        }
-        const step = style === "halves" ? 4 : 8;
-        const partner = style === "halves" ? half * 4 : 4;
-        if (vectorHalf === half) return;
-        k.for(vectorHalf, half, 1, (i) => {
-          const pair = k.let(x.add(i.mul(step)));
-          const angle = k.let(cosRow.add(i.shl(2)));
-          const a = k.let(k.load("f32", pair));
-          const b = k.let(k.load("f32", pair, partner));
-          const cos = k.let(k.load("f32", angle));
-          const sin = k.let(k.load("f32", angle, half * 4));
-          k.store("f32", pair, a.mul(cos).sub(b.mul(sin)));
-          k.store("f32", pair, b.mul(cos).add(a.mul(sin)), partner);
-        });
-      });
+      k.for(0, p.numHeads, 1, (head) =>
+        rotateRow(k, { rotaryDim, style }, k.let(xRow.add(head.mul(headDim * 4))), cosRow),
+      );
     });
   },
 });

@@ -20,6 +20,18 @@ export * from "../ops/attention/index.ts";
 export { type CopyPagesArgs, type PageBuffer, recordCopyPages } from "../ops/copyPages/index.ts";
 /** Arrays in device memory, and where an operation is recorded. */
 export type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
+/** Results over disjoint sets of keys become the result over all of them; attention sinks. */
+export {
+  type ApplySinksArgs,
+  type MergeManyArgs,
+  type MergeStateArgs,
+  type MergeStateInPlaceArgs,
+  type MergeStatesSpec,
+  recordApplySinks,
+  recordMergeState,
+  recordMergeStateInPlace,
+  recordMergeStates,
+} from "../ops/mergeStates/index.ts";
 export type { Recorder } from "../ops/recorder.ts";
 /** Rotary embedding of queries and keys. */
 export * from "../ops/rope/index.ts";

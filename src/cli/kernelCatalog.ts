@@ -23,6 +23,7 @@ import { f32Expanded } from "../ops/matmul/f32Kernels.ts";
 import { integerDirect, integerExpanded } from "../ops/matmul/integerKernels.ts";
 import type { MatmulSpec } from "../ops/matmul/kernelParts.ts";
 import { packPanels } from "../ops/matmul/pack.ts";
+import { applySinksKernel, mergeStatesKernel } from "../ops/mergeStates/index.ts";
 import { rmsNormKernel } from "../ops/rmsNorm/index.ts";
 import { ropeKernel } from "../ops/rope/index.ts";
 
@@ -80,6 +81,8 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(absorbHeadsKernel, { rows: 128, columns: 512 }),
   entry(expandHeadsKernel, { rows: 128, columns: 512 }),
   entry(copyHeadsKernel, { channels: 64 }),
+  entry(mergeStatesKernel, { headDim: 32, hasMask: false }),
+  entry(applySinksKernel, { headDim: 32 }),
   entry(copyPagesKernel, {}),
   entry(gatedActivationKernel, { activation: "silu" }),
   entry(elementwiseKernel, { operation: "add" }),

@@ -37,6 +37,15 @@ export { gatherRows } from "../ops/gatherRows/index.ts";
 export { type Candidate, type RowStatistics, rowStatistics, softCap, topCandidates } from "../ops/logits/index.ts";
 /** Matrix products with weights [out features, in features]. */
 export { matmul, type ReferenceMatmul } from "../ops/matmul/index.ts";
+/** Attention states: merged over their keys, by their LSE; and the share that sinks take. */
+export {
+  type AttentionState,
+  applySinks,
+  type MergeStatesSpec,
+  mergeState,
+  mergeStateInPlace,
+  mergeStates,
+} from "../ops/mergeStates/index.ts";
 /** Root-mean-square normalisation, with both weight conventions. */
 export { type RmsNormSpec, rmsNorm } from "../ops/rmsNorm/index.ts";
 /** Rotary embedding: the rotation, its frequencies under every scaling, and cos and sin by position. */

@@ -14,6 +14,7 @@ import { copyPagesKernel } from "../ops/copyPages/index.ts";
 import { elementwiseKernel } from "../ops/elementwise/index.ts";
 import { embeddingKernel } from "../ops/embedding/cpu.ts";
 import { gatedActivationKernel } from "../ops/gatedActivation/index.ts";
+import { hadamardKernel } from "../ops/hadamard/index.ts";
 import { absorbHeadsKernel, expandHeadsKernel } from "../ops/headProjection/index.ts";
 import { chunkStatisticsKernel, mergeStatisticsKernel } from "../ops/logits/rowStatistics.ts";
 import { softCapKernel } from "../ops/logits/softCap.ts";
@@ -84,6 +85,7 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(mergeStatesKernel, { headDim: 32, hasMask: false }),
   entry(applySinksKernel, { headDim: 32 }),
   entry(copyPagesKernel, {}),
+  entry(hadamardKernel, { factor: 12, doublings: 3 }),
   entry(gatedActivationKernel, { activation: "silu" }),
   entry(elementwiseKernel, { operation: "add" }),
   entry(softCapKernel, {}),

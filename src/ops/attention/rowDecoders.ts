@@ -150,14 +150,8 @@ function groupedDecoder(k: KernelBuilder, { bits, groupSize }: GroupedStorage): 
       const scale = k.let(k.loadSplatF32(pair));
       const zero = k.let(k.loadSplatF32(pair, 4));
       const number = (code: Value<"i32v">): Value<"f32v"> => code.toF32().sub(zero).mul(scale);
-      if (unpack === undefined) return decodeBytes(k, row, begin, end, number);
-      k.for(begin, end, 8, (d) => {
-        const word = k.let(k.load("i32", row.from.add(d.shrU(3).mul(bits))));
-        const out = k.let(row.to.add(d.shl(2)));
-        for (let first = 0; first < 8; first += k.lanes) {
-          k.store("f32v", out, number(unpack(first === 0 ? word : k.let(word.shrU(first * bits)))), first * 4);
-        }
-      });
+      if (unpack === undefined) decodeBytes(k, row, begin, end, number);
+      else unpackCodes(k, row, begin, end, bits, (word) => number(unpack(word)));
     };
     if (groupSize === 0) return group(0, count, row.scales);
     k.for(0, count, groupSize, (begin) => {
@@ -165,6 +159,24 @@ function groupedDecoder(k: KernelBuilder, { bits, groupSize }: GroupedStorage): 
       group(begin, groupEnd(k, begin, groupSize, count), pair);
     });
   };
+}
+
+/** Eight codes a step, in the `bits` bytes of a word. */
+function unpackCodes(
+  k: KernelBuilder,
+  { from, to }: RowAddresses,
+  begin: Extent,
+  end: Extent,
+  bits: number,
+  decode: (word: Value<"i32">) => Value<"f32v">,
+): void {
+  k.for(begin, end, 8, (d) => {
+    const word = k.let(k.load("i32", from.add(d.shrU(3).mul(bits))));
+    const out = k.let(to.add(d.shl(2)));
+    for (let first = 0; first < 8; first += k.lanes) {
+      k.store("f32v", out, decode(first === 0 ? word : k.let(word.shrU(first * bits))), first * 4);
+    }
+  });
 }
 
 /** The lowest `lanes` codes of a word, one in each lane: multiplied to the top of the lane, and shifted down again. */

@@ -206,7 +206,7 @@ describe.each(Object.entries(testDevices))("appendKv on %s", (_name, create) => 
       "vPages.slotStride must be at least 8",
     );
     await expect(record({ kPages: { ...pages, headStride: 3 } })).rejects.toThrow(
-      "kPages.headStride must be at least the head dimension 4, got 3",
+      "kPages.headStride must be at least 4, the units that it steps over, got 3",
     );
     await expect(record({ vPages: { ...pages, numSlots: 4 } })).rejects.toThrow(
       "vPages.numSlots must be that of kPages, 3, got 4",

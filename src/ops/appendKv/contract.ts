@@ -1,42 +1,35 @@
 /**
  * Writes the keys and values of new tokens to their cache slots. Which slot a token gets is the cache's decision (`slotMapping`, as in vLLM's
- * reshape_and_cache); copying a shared page first is `copyPages`.
+ * reshape_and_cache); where its rows lie is in pages.ts; copying a shared page first is `copyPages`.
  */
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
+import { type PageStorage, validateStorage } from "../attention/storage.ts";
+import type { EncodeOptions } from "../attention/storageCodec.ts";
 import { checkPositive, checkRows, countRows, type DeviceTensor, type RowsTensor } from "../elementwise/rows.ts";
-
-/** Where f16 pages saturate. */
-export const LARGEST_F16 = 65504;
+import { type CheckedPages, checkPages, type KvPages } from "./pages.ts";
 
 /** What specialises the append: the shape of a token's row and how pages store it. */
 export interface AppendKvSpec {
   readonly numKvHeads: number;
-  /** Elements of one head, the same for keys and values. */
+  /** Elements of a key of one head. */
   readonly headDim: number;
+  /** Elements of a value of one head; headDim by default. */
+  readonly headDimV?: number;
   /**
-   * Element type of the pages. f32 keeps the bits. f16 rounds to nearest, ties to even, and saturates: what would exceed 65504, infinity included,
-   * becomes +-65504, so that no later sum meets inf - inf; NaN stays NaN.
+   * How pages store a row, as `encodeRows` of ops/attention defines it: to nearest, ties to even. f32 keeps the bits, bf16 infinities. f16 and the
+   * 8-bit floats saturate, so that no later sum meets inf - inf, and keep NaN. In storages with scales a row (group, tile) with a NaN
+   * decodes to NaN, and one of equal numbers to numbers near them.
    */
-  readonly storage: "f32" | "f16";
+  readonly storage: PageStorage;
+  /** Storage of the values; `storage` by default. */
+  readonly valueStorage?: PageStorage;
+  /** How grouped storages choose their scales. */
+  readonly encoding?: EncodeOptions;
 }
 
 /**
- * Pages of one layer's keys or values: slot s = page * pageSize + offset, head h, element d lie at element
- * s * slotStride + h * headStride + d. Contiguous pages [page][slot][kv head][head dim] need no strides; a cache with keys and values in turn
- * ([page][slot][2 * kv head][head dim], K at 2h, V at 2h + 1) is slotStride = 2 * numKvHeads * headDim, headStride = 2 * headDim.
- */
-export interface KvPages {
-  /** Byte offset in the device's memory, aligned to the element. */
-  readonly pointer: number;
-  readonly type: "f32" | "f16";
-  readonly numSlots: number;
-  readonly slotStride?: number;
-  readonly headStride?: number;
-}
-
-/**
- * k, v: [tokens, numKvHeads * headDim] f32, or with the heads as an extent of their own; slotMapping: [at least tokens] i32, entry -1 writes nothing.
- * Two tokens must not share a slot. `numTokens` defaults to the rows of `k`.
+ * k: [tokens, numKvHeads * headDim] f32, or with the heads as an extent of their own, v likewise with headDimV; slotMapping: [at least tokens]
+ * i32, entry -1 (any other that is no slot, too) writes nothing. Two tokens must not share a slot. `numTokens` defaults to the rows of `k`.
  */
 export interface AppendKvArgs {
   readonly k: RowsTensor;
@@ -45,85 +38,55 @@ export interface AppendKvArgs {
   readonly vPages: KvPages;
   readonly slotMapping: DeviceTensor;
   readonly numTokens?: number;
+  /** What keys are divided by before they are stored: the `kScale` that attention multiplies them with. */
+  readonly kScale?: number;
+  readonly vScale?: number;
 }
 
-/** Element strides of pages that passed their check. */
-export interface PageStrides {
-  readonly slotStride: number;
-  readonly headStride: number;
-}
-
-/** Counts and strides (in elements) of a call that passed its checks. */
+/** Counts, strides and pages of a call that passed its checks. */
 export interface CheckedAppendKv {
   readonly numTokens: number;
+  /** Elements between two rows. */
   readonly kStride: number;
   readonly vStride: number;
-  readonly kPages: PageStrides;
-  readonly vPages: PageStrides;
+  readonly kPages: CheckedPages;
+  readonly vPages: CheckedPages;
 }
 
 /** Throws ShapeError or ArgumentError naming the argument that does not fit. The slots are values: see `checkSlotMapping`. */
 export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs): CheckedAppendKv {
-  checkPositive("numKvHeads", spec.numKvHeads);
-  checkPositive("headDim", spec.headDim);
+  const { numKvHeads, headDim, headDimV = headDim, storage, valueStorage = storage } = spec;
+  checkPositive("numKvHeads", numKvHeads);
+  checkPositive("headDim", headDim);
+  checkPositive("headDimV", headDimV);
+  validateStorage("storage", storage);
+  validateStorage("valueStorage", valueStorage);
+  checkScale("kScale", args.kScale);
+  checkScale("vScale", args.vScale);
   const numTokens = countRows(args.numTokens, args.k);
-  const length = spec.numKvHeads * spec.headDim;
-  const { slotMapping } = args;
-  if (slotMapping.type !== "i32") throw new ArgumentError(`slotMapping must be of type i32, got ${slotMapping.type}`);
-  if (slotMapping.shape.length !== 1 || slotMapping.shape[0] < numTokens) {
-    throw new ShapeError(
-      `slotMapping must have at least ${numTokens} entries, got shape [${slotMapping.shape.join(", ")}]`,
-    );
+  checkSlotTensor("slotMapping", args.slotMapping, numTokens);
+  const kStride = checkRows("k", args.k, numTokens, numKvHeads * headDim);
+  const vStride = checkRows("v", args.v, numTokens, numKvHeads * headDimV);
+  const kPages = checkPages("kPages", { storage, numHeads: numKvHeads, channels: headDim }, args.kPages);
+  const values = { storage: valueStorage, numHeads: numKvHeads, channels: headDimV };
+  const vPages = checkPages("vPages", values, args.vPages);
+  for (const name of ["numSlots", "pageSize"] as const) {
+    if (kPages[name] !== vPages[name]) {
+      throw new ArgumentError(`vPages.${name} must be that of kPages, ${kPages[name]}, got ${vPages[name]}`);
+    }
   }
-  if (args.kPages.numSlots !== args.vPages.numSlots) {
-    throw new ArgumentError(
-      `vPages.numSlots must be that of kPages, ${args.kPages.numSlots}, got ${args.vPages.numSlots}`,
-    );
-  }
-  return {
-    numTokens,
-    kStride: checkRows("k", args.k, numTokens, length),
-    vStride: checkRows("v", args.v, numTokens, length),
-    kPages: checkPages("kPages", spec, args.kPages),
-    vPages: checkPages("vPages", spec, args.vPages),
-  };
+  return { numTokens, kStride, vStride, kPages, vPages };
 }
 
-/**
- * Checks the first `numTokens` slots on the host, once a step rather than once a layer: each is -1 or below `numSlots`.
- * Throws ArgumentError naming the entry. The kernel skips any other value too, so that a wrong one cannot reach foreign memory.
- */
-export function checkSlotMapping(slotMapping: ArrayLike<number>, numTokens: number, numSlots: number): void {
-  for (let token = 0; token < numTokens; token++) {
-    const slot = slotMapping[token];
-    if (slot === -1 || (Number.isInteger(slot) && slot >= 0 && slot < numSlots)) continue;
-    throw new ArgumentError(
-      `slotMapping[${token}] = ${slot} is not a slot: the pool has ${numSlots} (-1 writes nothing)`,
-    );
+/** Throws unless the tensor has an i32 for each token. */
+export function checkSlotTensor(argument: string, slots: DeviceTensor, numTokens: number): void {
+  if (slots.type !== "i32") throw new ArgumentError(`${argument} must be of type i32, got ${slots.type}`);
+  if (slots.shape.length !== 1 || slots.shape[0] < numTokens) {
+    throw new ShapeError(`${argument} must have at least ${numTokens} entries, got shape [${slots.shape.join(", ")}]`);
   }
 }
 
-function checkPages(argument: string, spec: AppendKvSpec, pages: KvPages): PageStrides {
-  if (pages.type !== spec.storage) {
-    throw new ArgumentError(`${argument} must be of type ${spec.storage}, got ${pages.type}`);
-  }
-  const numBytes = pages.type === "f16" ? 2 : 4;
-  if (pages.pointer % numBytes !== 0) {
-    throw new ArgumentError(`${argument}.pointer must be a multiple of ${numBytes}, got ${pages.pointer}`);
-  }
-  checkPositive(`${argument}.numSlots`, pages.numSlots);
-  const headStride = pages.headStride ?? spec.headDim;
-  if (!Number.isInteger(headStride) || headStride < spec.headDim) {
-    throw new ArgumentError(
-      `${argument}.headStride must be at least the head dimension ${spec.headDim}, got ${headStride}`,
-    );
-  }
-  const slotStride = pages.slotStride ?? spec.numKvHeads * headStride;
-  const occupied = (spec.numKvHeads - 1) * headStride + spec.headDim;
-  if (!Number.isInteger(slotStride) || slotStride < occupied) {
-    throw new ArgumentError(
-      `${argument}.slotStride must be at least ${occupied}, the elements of one slot, got ${slotStride}`,
-    );
-  }
-  return { slotStride, headStride };
+function checkScale(argument: string, scale: number | undefined): void {
+  if (scale === undefined || (Number.isFinite(scale) && Math.fround(scale) > 0)) return;
+  throw new ArgumentError(`${argument} must be a positive number, got ${scale}`);
 }

@@ -1,0 +1,161 @@
+/**
+ * Where the rows of a pool of pages lie in memory, and how far apart: for the operations that write rows by slot. What a row holds is in
+ * attention/storage.ts.
+ */
+import { ArgumentError } from "../../tensor/index.ts";
+import { type PageStorage, rowElements, rowScales, storageBytes, validateStorage } from "../attention/storage.ts";
+import { checkPositive } from "../elementwise/rows.ts";
+
+/** Distances between pages, the slots of a page, and the heads of a slot. Units of `storageBytes` for rows, f32 for scales. */
+interface Strides {
+  readonly pageStride?: number;
+  readonly slotStride?: number;
+  readonly headStride?: number;
+}
+
+/**
+ * Pages of one layer's keys or values: slot s is in page floor(s / pageSize) at offset s mod pageSize, and its row of head h begins at unit
+ * page * pageStride + offset * slotStride + h * headStride. Contiguous pages [page][slot][kv head][row] need no strides; a cache with keys
+ * and values in turn ([page][slot][2 * kv head][head dim], K at 2h, V at 2h + 1) is slotStride = 2 * numKvHeads * headDim, headStride = 2 *
+ * headDim; pages [page][kv head][slot][row] are pageSize, slotStride = row and headStride = pageSize * row.
+ */
+export interface KvPages extends Strides {
+  /** Byte offset in the device's memory, aligned to the unit. */
+  readonly pointer: number;
+  readonly type: PageStorage;
+  readonly numSlots: number;
+  /** Tokens of a page; needed only where the distance of two pages is not pageSize * slotStride. */
+  readonly pageSize?: number;
+  /** Needed for a storage that has scales: an array of their own, or places inside of the rows. */
+  readonly scales?: ScalePages;
+}
+
+/** The scales of a row, `rowScales` f32; contiguous [page][slot][kv head][scales] without strides. */
+export interface ScalePages extends Strides {
+  /** Byte offset in the device's memory, a multiple of 4. */
+  readonly pointer: number;
+}
+
+/** What pages hold in each slot. */
+export interface SlotRows {
+  readonly storage: PageStorage;
+  readonly numHeads: number;
+  /** Numbers of a head's row. */
+  readonly channels: number;
+}
+
+/** Distances in bytes. */
+export interface ByteStrides {
+  readonly pointer: number;
+  readonly pageBytes: number;
+  readonly slotBytes: number;
+  readonly headBytes: number;
+}
+
+/** Pages that passed their check. */
+export interface CheckedPages extends ByteStrides {
+  readonly numSlots: number;
+  readonly pageSize: number;
+  /** All 0 where the storage has no scales. */
+  readonly scales: ByteStrides;
+}
+
+/** Throws ArgumentError naming the field of `argument` that does not fit its rows. */
+export function checkPages(argument: string, rows: SlotRows, pages: KvPages): CheckedPages {
+  const { storage, numHeads, channels } = rows;
+  validateStorage(`${argument}.type`, pages.type);
+  if (!sameStorage(pages.type, storage)) {
+    throw new ArgumentError(`${argument} must be of type ${storageName(storage)}, got ${storageName(pages.type)}`);
+  }
+  checkPositive(`${argument}.numSlots`, pages.numSlots);
+  const { numSlots, pageSize = 1 } = pages;
+  checkPositive(`${argument}.pageSize`, pageSize);
+  if (numSlots % pageSize !== 0) {
+    throw new ArgumentError(`${argument}.numSlots must be a multiple of pageSize = ${pageSize}, got ${numSlots}`);
+  }
+  const extents = { numPages: numSlots / pageSize, pageSize, numHeads };
+  const found = byteStrides(argument, pages, extents, rowElements(storage, channels), storageBytes(storage));
+  const scalesPerRow = rowScales(storage, channels);
+  if (scalesPerRow === 0) {
+    if (pages.scales) throw new ArgumentError(`${argument}.scales must be absent: ${storageName(storage)} has none`);
+    return { ...found, numSlots, pageSize, scales: { pointer: 0, pageBytes: 0, slotBytes: 0, headBytes: 0 } };
+  }
+  if (!pages.scales) {
+    throw new ArgumentError(
+      `${argument}.scales must be given: ${storageName(storage)} has ${scalesPerRow} for each row`,
+    );
+  }
+  return {
+    ...found,
+    numSlots,
+    pageSize,
+    scales: byteStrides(`${argument}.scales`, pages.scales, extents, scalesPerRow, 4),
+  };
+}
+
+interface Extents {
+  readonly numPages: number;
+  readonly pageSize: number;
+  readonly numHeads: number;
+}
+
+function byteStrides(
+  argument: string,
+  given: Strides & { readonly pointer: number },
+  { numPages, pageSize, numHeads }: Extents,
+  rowLength: number,
+  unitBytes: number,
+): ByteStrides {
+  if (!Number.isInteger(given.pointer) || given.pointer < 0 || given.pointer % unitBytes !== 0) {
+    throw new ArgumentError(`${argument}.pointer must be a multiple of ${unitBytes}, got ${given.pointer}`);
+  }
+  const headStride = given.headStride ?? rowLength;
+  const slotStride = given.slotStride ?? numHeads * headStride;
+  const pageStride = given.pageStride ?? Math.max(pageSize * slotStride, numHeads * headStride);
+  // Of nested dimensions each steps over all of those inside: that no two rows share memory follows.
+  const dimensions = [
+    { name: "headStride", stride: headStride, extent: numHeads },
+    { name: "slotStride", stride: slotStride, extent: pageSize === 1 ? numPages : pageSize },
+    { name: "pageStride", stride: pageSize === 1 ? slotStride : pageStride, extent: pageSize === 1 ? 1 : numPages },
+  ].sort((a, b) => a.stride - b.stride);
+  let occupied = rowLength;
+  for (const { name, stride, extent } of dimensions) {
+    if (!Number.isInteger(stride) || (extent > 1 && stride < occupied)) {
+      throw new ArgumentError(
+        `${argument}.${name} must be at least ${occupied}, the units that it steps over, got ${stride}`,
+      );
+    }
+    occupied += (extent - 1) * stride;
+  }
+  return {
+    pointer: given.pointer,
+    pageBytes: (pageSize === 1 ? slotStride : pageStride) * unitBytes,
+    slotBytes: slotStride * unitBytes,
+    headBytes: headStride * unitBytes,
+  };
+}
+
+function sameStorage(a: PageStorage, b: PageStorage): boolean {
+  return storageName(a) === storageName(b);
+}
+
+/** A storage in words: `f16`, or `4 bits in groups of 32`. */
+export function storageName(storage: PageStorage): string {
+  if (typeof storage === "string") return storage;
+  if (storage.kind === "tiled") return `e4m3 in tiles of ${storage.tile}`;
+  return `${storage.bits} bits in groups of ${storage.groupSize || "a row"}`;
+}
+
+/**
+ * Checks the first `numTokens` slots on the host, once a step rather than once a layer: each is -1 or below `numSlots`.
+ * Throws ArgumentError naming the entry. The kernels skip any other value too, so that a wrong one cannot reach foreign memory.
+ */
+export function checkSlotMapping(slotMapping: ArrayLike<number>, numTokens: number, numSlots: number): void {
+  for (let token = 0; token < numTokens; token++) {
+    const slot = slotMapping[token];
+    if (slot === -1 || (Number.isInteger(slot) && slot >= 0 && slot < numSlots)) continue;
+    throw new ArgumentError(
+      `slotMapping[${token}] = ${slot} is not a slot: the pool has ${numSlots} (-1 writes nothing)`,
+    );
+  }
+}

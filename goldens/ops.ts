@@ -2,7 +2,6 @@
 import { runAttention } from "./attention.ts";
 import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
 import { runHadamard } from "./hadamard.ts";
-import { runFp8Token, runMlaModule, runPagedMla, runRaggedPrefill, runSparseMla } from "./mla.ts";
 import { runPaluAttention } from "./palu.ts";
 import { runPaluDecompose, runPaluRankSearch } from "./paluConvert.ts";
 import { runCast, runDequantize } from "./quant.ts";
@@ -18,11 +17,6 @@ const runners: Readonly<Record<string, OpRunner>> = {
   multi_queries_paged_attention: runAttention,
   rope: runRope,
   hadamard: runHadamard,
-  mla_paged_attention: runPagedMla,
-  mla_sparse_decode: runSparseMla,
-  mla_module: runMlaModule,
-  mla_fp8_token: runFp8Token,
-  ragged_prefill: runRaggedPrefill,
   palu_attention: runPaluAttention,
   palu_decompose: runPaluDecompose,
   palu_rank_search: runPaluRankSearch,

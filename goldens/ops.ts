@@ -2,11 +2,12 @@
 import { runAttention } from "./attention.ts";
 import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
 import { runHadamard } from "./hadamard.ts";
+import { runFp8Token, runMlaModule, runPagedMla, runRaggedPrefill, runSparseMla } from "./mla.ts";
 import { runPaluAttention } from "./palu.ts";
 import { runPaluDecompose, runPaluRankSearch } from "./paluConvert.ts";
 import { runCast, runDequantize } from "./quant.ts";
 import { runRope } from "./rope.ts";
-import { runFp8Token, runInt8Quantize, runLatentQuant } from "./storageCodec.ts";
+import { runInt8Quantize, runLatentQuant } from "./storageCodec.ts";
 
 type OpRunner = (golden: GoldenCase, target: GoldenTarget) => Promise<Readonly<Record<string, ArrayLike<number>>>>;
 
@@ -17,6 +18,11 @@ const runners: Readonly<Record<string, OpRunner>> = {
   multi_queries_paged_attention: runAttention,
   rope: runRope,
   hadamard: runHadamard,
+  mla_paged_attention: runPagedMla,
+  mla_sparse_decode: runSparseMla,
+  mla_module: runMlaModule,
+  mla_fp8_token: runFp8Token,
+  ragged_prefill: runRaggedPrefill,
   palu_attention: runPaluAttention,
   palu_decompose: runPaluDecompose,
   palu_rank_search: runPaluRankSearch,
@@ -24,7 +30,6 @@ const runners: Readonly<Record<string, OpRunner>> = {
   cast_from_f32: runCast,
   int8_quantize: runInt8Quantize,
   palu_latent_quant: runLatentQuant,
-  mla_fp8_token: runFp8Token,
 };
 
 /** Operations of the host, whose runners look at no target. */

@@ -53,30 +53,3 @@ export async function runLatentQuant(golden: GoldenCase): Promise<Outputs> {
     dequantised,
   };
 }
-
-/** The latent as tiles of 128, their scales, then the rope part as bf16, each little endian. FlashMLA decodes to bf16. */
-export async function runFp8Token(golden: GoldenCase): Promise<Outputs> {
-  const rank = golden.requiredNumber("kv_lora_rank");
-  const ropeDim = golden.requiredNumber("qk_rope_head_dim");
-  const tokenBytes = golden.requiredNumber("bytes_per_token");
-  const tiles = { kind: "tiled", tile: golden.requiredNumber("tile") } as const;
-  const kv = Float32Array.from(golden.input("kv"));
-  const channels = rank + ropeDim;
-  const numTokens = kv.length / channels;
-  const bytes = new Uint8Array(numTokens * tokenBytes);
-  const decoded = new Float32Array(kv.length);
-  for (let token = 0; token < numTokens; token++) {
-    const latent = kv.subarray(token * channels, token * channels + rank);
-    const rope = kv.subarray(token * channels + rank, (token + 1) * channels);
-    const stored = encodeRows(tiles, latent, rank);
-    const parts = [stored.units, stored.scales, bf16FromF32(rope)];
-    let at = token * tokenBytes;
-    for (const part of parts) {
-      bytes.set(new Uint8Array(part.buffer, part.byteOffset, part.byteLength), at);
-      at += part.byteLength;
-    }
-    const values = decodeRows(tiles, stored, rank).map((value) => bf16ToF32(f32ToBf16(value)));
-    decoded.set([...values, ...rope], token * channels);
-  }
-  return { bytes, decoded };
-}

@@ -7,6 +7,7 @@ export * from "./latent.ts";
 export * from "./mlaCosts.ts";
 export { AttentionPlan, keyBlock, queryTile } from "./plan.ts";
 export { type AttentionArgs, CpuAttentionPlan, recordAttention } from "./record.ts";
-export { type AttentionInputs, type AttentionOutputs, attentionReference, type ReferenceSpec } from "./reference.ts";
+export { type AttentionOutputs, attentionReference, type ReferenceSpec } from "./reference.ts";
+export type { AttentionInputs, LatentInputs } from "./referenceTokens.ts";
 export * from "./storage.ts";
 export { decodeRows, type EncodeOptions, encodeRows, type StorageUnits, type StoredRows } from "./storageCodec.ts";

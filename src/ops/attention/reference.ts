@@ -1,103 +1,173 @@
 /**
- * The definition of ragged paged attention: plain loops in float64. Slow and meant to be read; every kernel is tested against it.
+ * The definition of attention: plain loops in float64. Slow and meant to be read; every kernel is tested against it. Where keys and values
+ * come from (pages, latents) is in referenceTokens.ts.
  */
+import { ArgumentError } from "../../tensor/index.ts";
 import { type AttentionBatch, validateAttentionBatch } from "./batch.ts";
-import type { AttentionSpec } from "./contract.ts";
-import type { PageStrides } from "./storage.ts";
-
-/** Inputs as plain numbers; pages of any storage type are decoded by the caller. */
-export interface AttentionInputs {
-  /** [numRows, numQHeads, headDim] */
-  readonly q: ArrayLike<number>;
-  readonly kPages: ArrayLike<number>;
-  readonly vPages: ArrayLike<number>;
-  readonly kStrides: PageStrides;
-  readonly vStrides: PageStrides;
-  /** Element of vPages where its first page begins: headDim where keys and values share one array, else 0. */
-  readonly vOffset?: number;
-  /** [numQHeads]: ALiBi if given. */
-  readonly alibiSlopes?: ArrayLike<number>;
-  /** Factor on the logits, for keys stored divided by it. */
-  readonly kScale?: number;
-  /** Factor on the output, for values stored divided by it. */
-  readonly vScale?: number;
-}
+import { type AttentionSpec, validateAttentionSpec, valueDim } from "./contract.ts";
+import { latentLayout } from "./latent.ts";
+import { type AttentionInputs, cachedTokens, rotate } from "./referenceTokens.ts";
 
 /** The results of every row, rows past the batch included. */
 export interface AttentionOutputs {
-  /** [numRows, numQHeads, headDim] */
+  /** [numRows, numQHeads, headDimV]; with latents [numRows, LatentLayout.outRow] */
   readonly out: Float64Array;
-  /** [numRows, numQHeads], natural logarithm */
+  /** [numRows, numQHeads], in the spec's base */
   readonly lse: Float64Array;
 }
 
-/** What of a spec has a meaning; the rest says how it is stored, split or returned. */
-export type ReferenceSpec = Omit<AttentionSpec, "storage" | "splitSize" | "returnLse" | "alibi">;
+/**
+ * What of a spec has a meaning; the rest says how it is stored, split or returned. ALiBi and sinks are there if the inputs have their
+ * numbers.
+ */
+export type ReferenceSpec = Omit<
+  AttentionSpec,
+  "storage" | "valueStorage" | "splitSize" | "returnLse" | "alibi" | "sinks"
+>;
 
-/** Attention of every row of the batch. Throws ArgumentError for lengths or page ids that do not fit together. */
+/** Attention of every row of the batch. Throws ArgumentError for a spec, lengths or page ids that do not fit together. */
 export function attentionReference(
   spec: ReferenceSpec,
   batch: AttentionBatch,
   inputs: AttentionInputs,
 ): AttentionOutputs {
+  validateAttentionSpec({ ...spec, storage: "f32" });
   validateAttentionBatch(spec, batch);
-  const out = new Float64Array(batch.numRows * spec.numQHeads * spec.headDim);
-  const lse = new Float64Array(batch.numRows * spec.numQHeads).fill(-Infinity);
+  const { numQHeads, numKvHeads, headDim } = spec;
+  const group = numQHeads / numKvHeads;
+  const tokens = cachedTokens(spec, batch, inputs);
+  const places = outputPlaces(spec, inputs);
+  const out = new Float64Array(batch.numRows * places.rowLength);
+  const lse = new Float64Array(batch.numRows * numQHeads).fill(-Infinity);
+
   for (let s = 0; s < batch.numSeqs; s++) {
     const firstRow = batch.queryIndptr[s];
     const queryLen = batch.queryIndptr[s + 1] - firstRow;
-    for (let i = 0; i < queryLen; i++) {
-      const position = batch.kvLens[s] - queryLen + i;
-      for (let head = 0; head < spec.numQHeads; head++) {
-        const at = (firstRow + i) * spec.numQHeads + head;
-        lse[at] = attendRow(spec, batch, inputs, s, position, head, at, out);
+    for (let kvHead = 0; kvHead < numKvHeads; kvHead++) {
+      const keys = onDemand((t) => tokens.key(s, t, kvHead));
+      const values = onDemand((t) => tokens.value(s, t, kvHead));
+      for (let i = 0; i < queryLen; i++) {
+        for (let head = kvHead * group; head < (kvHead + 1) * group; head++) {
+          const at = (firstRow + i) * numQHeads + head;
+          const query = Float64Array.from({ length: headDim }, (_, d) => inputs.q[at * headDim + d]);
+          const begin = (firstRow + i) * places.rowLength + places.offsets[head];
+          lse[at] = attend(spec, batch, inputs, { s, i, head, query, keys, values, out: out.subarray(begin) });
+        }
       }
     }
   }
   return { out, lse };
 }
 
-/** One query head of one token: writes its channels of `out` and returns the lse. */
-function attendRow(
+/** Query i of sequence s under one head. */
+interface QueryRow {
+  readonly s: number;
+  readonly i: number;
+  readonly head: number;
+  readonly query: Float64Array;
+  readonly keys: (t: number) => Float64Array;
+  readonly values: (t: number) => Float64Array;
+  /** Zeros, from where the head's outputs begin. */
+  readonly out: Float64Array;
+}
+
+/** Adds the weighted values to `out` and returns the lse. */
+function attend(
   spec: ReferenceSpec,
   batch: AttentionBatch,
   inputs: AttentionInputs,
-  sequence: number,
-  position: number,
-  head: number,
-  at: number,
-  out: Float64Array,
+  { s, i, head, query, keys, values, out }: QueryRow,
 ): number {
-  const { headDim, pageSize = 2 ** 30, softCap } = spec;
-  const { q, kPages, vPages, kStrides, vStrides, vOffset = 0, kScale = 1, vScale = 1 } = inputs;
-  const kvHead = Math.floor(head / (spec.numQHeads / spec.numKvHeads));
-  const kvLen = batch.kvLens[sequence];
-  const end = spec.causal ? Math.min(kvLen, position + 1) : kvLen;
-  const begin = spec.slidingWindow === undefined ? 0 : Math.max(0, position - spec.slidingWindow + 1);
-  if (end <= begin) return -Infinity;
+  const kvLen = batch.kvLens[s];
+  const position = kvLen - (batch.queryIndptr[s + 1] - batch.queryIndptr[s]) + i;
+  const rotated = spec.rope?.queries
+    ? rotate(spec.rope, inputs, query, (batch.positionOffsets?.[s] ?? 0) + position)
+    : query;
+  const visible: number[] = [];
+  const logits: number[] = [];
+  for (let t = 0; t < kvLen; t++) {
+    const mask = spec.customMask ? customMask(batch, s, i, t) : positionMask(spec, position, t);
+    if (mask === -Infinity) continue;
+    visible.push(t);
+    logits.push(logitOf(spec, inputs, rotated, keys(t), head, t - position) + mask);
+  }
+  const { weights, logSum } = softmax(logits, inputs.sinks?.[head]);
+  for (const [j, t] of visible.entries()) {
+    const weight = weights[j] * (inputs.vScale ?? 1);
+    const value = values(t);
+    for (let d = 0; d < value.length; d++) out[d] += weight * value[d];
+  }
+  return spec.lseBase === "2" ? logSum / Math.LN2 : logSum;
+}
 
-  const elementOf = (strides: PageStrides, t: number): number => {
-    const page = batch.blockTables[sequence * batch.maxPages + Math.floor(t / pageSize)];
-    return page * strides.page + (t % pageSize) * strides.slot + kvHead * strides.head;
-  };
-  const logits = new Float64Array(end - begin);
-  for (let t = begin; t < end; t++) {
-    const key = elementOf(kStrides, t);
-    let dot = 0;
-    for (let d = 0; d < headDim; d++) dot += q[at * headDim + d] * kPages[key + d];
-    let logit = dot * spec.smScale * kScale;
-    if (inputs.alibiSlopes) logit += inputs.alibiSlopes[head] * (t - position);
-    if (softCap !== undefined) logit = softCap * Math.tanh(logit / softCap);
-    logits[t - begin] = logit;
-  }
+/** What is added to the logit of a query and a key: 0 if the key is visible, else -infinity or the spec's mask value. */
+function positionMask(
+  { causal, slidingWindow = Infinity, maskValue }: ReferenceSpec,
+  position: number,
+  t: number,
+): number {
+  const isVisible = !causal || (t <= position && t > position - slidingWindow);
+  return isVisible ? 0 : (maskValue ?? -Infinity);
+}
+
+function customMask({ customMask, kvLens }: AttentionBatch, s: number, i: number, t: number): number {
+  if (!customMask) return -Infinity; // refused by validateAttentionBatch
+  const bit = i * kvLens[s] + t;
+  return (customMask.bits[customMask.indptr[s] + (bit >> 3)] >> (bit & 7)) & 1 ? 0 : -Infinity;
+}
+
+/** `distance`: position of the key minus that of the query. */
+function logitOf(
+  spec: ReferenceSpec,
+  inputs: AttentionInputs,
+  query: Float64Array,
+  key: Float64Array,
+  head: number,
+  distance: number,
+): number {
+  const { smScale, softCap } = spec;
+  let dot = 0;
+  // An absorbed query has the largest rank of any group: the channels past its group's own rank mean nothing.
+  for (let d = 0; d < key.length; d++) dot += query[d] * key[d];
+  let logit = dot * smScale * (inputs.kScale ?? 1);
+  if (inputs.alibiSlopes) logit += inputs.alibiSlopes[head] * distance;
+  if (softCap !== undefined) logit = softCap * Math.tanh(logit / softCap);
+  return logit;
+}
+
+/** exp(logit) over the sum of all of them, the sink's included; and the logarithm of the sum without the sink. */
+function softmax(logits: readonly number[], sink = -Infinity): { weights: readonly number[]; logSum: number } {
   const max = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-  if (max === -Infinity) return -Infinity;
-  const weights = logits.map((logit) => Math.exp(logit - max));
-  const sum = weights.reduce((a, b) => a + b, 0);
-  for (let t = begin; t < end; t++) {
-    const value = vOffset + elementOf(vStrides, t);
-    const weight = (weights[t - begin] / sum) * vScale;
-    for (let d = 0; d < headDim; d++) out[at * headDim + d] += weight * vPages[value + d];
+  if (max === -Infinity) return { weights: logits.map(() => 0), logSum: -Infinity };
+  const scale = Math.max(max, sink);
+  const exponentials = logits.map((logit) => Math.exp(logit - scale));
+  const sum = exponentials.reduce((a, b) => a + b, 0) + Math.exp(sink - scale);
+  const ownSum = logits.reduce((a, logit) => a + Math.exp(logit - max), 0);
+  return { weights: exponentials.map((value) => value / sum), logSum: max + Math.log(ownSum) };
+}
+
+/** Where each query head's outputs begin in a row. */
+function outputPlaces(
+  spec: ReferenceSpec,
+  { latent }: AttentionInputs,
+): { readonly rowLength: number; readonly offsets: ArrayLike<number> } {
+  if (spec.latent) {
+    if (!latent) throw new ArgumentError("latent must be given because the spec has latent");
+    const { outRow, outOffsets } = latentLayout(latent, { ...spec, storage: "f32" });
+    return { rowLength: outRow, offsets: outOffsets };
   }
-  return max + Math.log(sum);
+  const dim = valueDim(spec);
+  return {
+    rowLength: spec.numQHeads * dim,
+    offsets: Array.from({ length: spec.numQHeads }, (_, head) => head * dim),
+  };
+}
+
+/** Each token's row once, at its first use: what is never seen is never read. */
+function onDemand(row: (t: number) => Float64Array): (t: number) => Float64Array {
+  const rows: Float64Array[] = [];
+  return (t) => {
+    rows[t] ??= row(t);
+    return rows[t];
+  };
 }

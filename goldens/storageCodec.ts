@@ -1,10 +1,9 @@
 /**
- * Golden cases of quantised rows: JAX's int8, Palu's latents of few bits, FlashMLA's tokens of 656 bytes. The codec is the host's, so
- * the target makes no difference; what a device writes and reads is tested against the codec.
+ * Golden cases of quantised rows: JAX's int8 and Palu's latents of few bits. The codec is the host's, so the target
+ * makes no difference; what a device writes and reads is tested against the codec.
  */
 import type { GroupedStorage } from "../src/ops/attention/storage.ts";
 import { decodeRows, encodeRows } from "../src/ops/attention/storageCodec.ts";
-import { bf16FromF32, bf16ToF32, f32ToBf16 } from "../src/tensor/index.ts";
 import type { GoldenCase } from "./case.ts";
 
 type Outputs = Record<string, ArrayLike<number>>;

@@ -28,18 +28,22 @@ export async function runRope(golden: GoldenCase, target: GoldenTarget): Promise
 function readSpec(golden: GoldenCase): RopeSpec {
   const { style } = golden.file.params;
   if (style !== "neox" && style !== "interleaved") throw new Error(`params.style ${JSON.stringify(style)} is unknown`);
+  return {
+    headDim: golden.requiredNumber("head_dim"),
+    rotaryDim: golden.requiredNumber("rotary_dim"),
+    style: style === "neox" ? "halves" : "interleaved",
+    ...readFrequencies(golden),
+  };
+}
+
+/** Base and scaling of a case's `params.rope`. */
+export function readFrequencies(golden: GoldenCase): Pick<RopeSpec, "theta" | "scaling"> {
   const { rope } = golden.file.params;
   if (typeof rope !== "object" || rope === null) throw new Error("params.rope is missing");
   const read = (name: string): unknown => (rope as Record<string, unknown>)[name];
   const theta = read("rope_theta");
   if (typeof theta !== "number") throw new Error("params.rope.rope_theta is missing");
-  return {
-    headDim: golden.requiredNumber("head_dim"),
-    rotaryDim: golden.requiredNumber("rotary_dim"),
-    style: style === "neox" ? "halves" : "interleaved",
-    theta,
-    scaling: readScaling(read, golden.requiredNumber("max_position_embeddings")),
-  };
+  return { theta, scaling: readScaling(read, golden.requiredNumber("max_position_embeddings")) };
 }
 
 function readScaling(read: (name: string) => unknown, maxPositionEmbeddings: number): RopeScaling {

@@ -6,14 +6,14 @@ import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 import { type PageStorage, validateStorage } from "../attention/storage.ts";
 import type { EncodeOptions } from "../attention/storageCodec.ts";
 import { checkPositive, checkRows, countRows, type DeviceTensor, type RowsTensor } from "../elementwise/rows.ts";
-import { type CheckedPages, checkPages, type KvPages } from "./pages.ts";
+import { type CheckedPages, checkPages, headRows, type KvPages, noPages } from "./pages.ts";
 
 /** What specialises the append: the shape of a token's row and how pages store it. */
 export interface AppendKvSpec {
   readonly numKvHeads: number;
   /** Elements of a key of one head. */
   readonly headDim: number;
-  /** Elements of a value of one head; headDim by default. */
+  /** Elements of a value of one head; headDim by default. 0: there are none, and `v` and `vPages` are absent. */
   readonly headDimV?: number;
   /**
    * How pages store a row, as `encodeRows` of ops/attention defines it: to nearest, ties to even. f32 keeps the bits, bf16 infinities. f16 and the
@@ -33,9 +33,9 @@ export interface AppendKvSpec {
  */
 export interface AppendKvArgs {
   readonly k: RowsTensor;
-  readonly v: RowsTensor;
+  readonly v?: RowsTensor;
   readonly kPages: KvPages;
-  readonly vPages: KvPages;
+  readonly vPages?: KvPages;
   readonly slotMapping: DeviceTensor;
   readonly numTokens?: number;
   /** What keys are divided by before they are stored: the `kScale` that attention multiplies them with. */
@@ -58,7 +58,7 @@ export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs): CheckedAp
   const { numKvHeads, headDim, headDimV = headDim, storage, valueStorage = storage } = spec;
   checkPositive("numKvHeads", numKvHeads);
   checkPositive("headDim", headDim);
-  checkPositive("headDimV", headDimV);
+  if (headDimV !== 0) checkPositive("headDimV", headDimV);
   validateStorage("storage", storage);
   validateStorage("valueStorage", valueStorage);
   checkScale("kScale", args.kScale);
@@ -66,10 +66,12 @@ export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs): CheckedAp
   const numTokens = countRows(args.numTokens, args.k);
   checkSlotTensor("slotMapping", args.slotMapping, numTokens);
   const kStride = checkRows("k", args.k, numTokens, numKvHeads * headDim);
-  const vStride = checkRows("v", args.v, numTokens, numKvHeads * headDimV);
-  const kPages = checkPages("kPages", { storage, numHeads: numKvHeads, channels: headDim }, args.kPages);
-  const values = { storage: valueStorage, numHeads: numKvHeads, channels: headDimV };
-  const vPages = checkPages("vPages", values, args.vPages);
+  const kPages = checkPages("kPages", headRows(storage, numKvHeads, headDim), args.kPages);
+  if (headDimV === 0) return { numTokens, kStride, vStride: 0, kPages, vPages: noPages };
+  const { v, vPages: givenPages } = args;
+  if (!v || !givenPages) throw new ArgumentError("v and vPages must be given unless headDimV is 0");
+  const vStride = checkRows("v", v, numTokens, numKvHeads * headDimV);
+  const vPages = checkPages("vPages", headRows(valueStorage, numKvHeads, headDimV), givenPages);
   for (const name of ["numSlots", "pageSize"] as const) {
     if (kPages[name] !== vPages[name]) {
       throw new ArgumentError(`vPages.${name} must be that of kPages, ${kPages[name]}, got ${vPages[name]}`);

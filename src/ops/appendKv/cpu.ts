@@ -51,10 +51,12 @@ export const appendKvKernel = defineKernel({
       scratch: k.scratch,
       divisor: isScaled ? p.kScale : undefined,
     });
-    const encodeValue = rowEncoder(k, { storage: valueStorage, ...encoding }, headDimV, {
-      scratch: k.scratch,
-      divisor: isScaled ? p.vScale : undefined,
-    });
+    const encodeValue =
+      headDimV > 0 &&
+      rowEncoder(k, { storage: valueStorage, ...encoding }, headDimV, {
+        scratch: k.scratch,
+        divisor: isScaled ? p.vScale : undefined,
+      });
     const at = (
       page: Value<"i32">,
       offset: Value<"i32">,
@@ -78,6 +80,7 @@ export const appendKvKernel = defineKernel({
             k.let(keyScales.add(head.mul(p.kScaleHeadBytes))),
           ),
         );
+        if (!encodeValue) return;
         const value = elementAddress(k, p.v, token, p.vStride);
         const valueRows = at(page, offset, p.vPages, p.vPageBytes, p.vSlotBytes);
         const valueScales = at(page, offset, p.vScales, p.vScalePageBytes, p.vScaleSlotBytes);
@@ -115,7 +118,7 @@ export function recordAppendKv({ device, commands }: Recorder, spec: AppendKvSpe
       kScalePageBytes: kPages.scales.pageBytes,
       kScaleSlotBytes: kPages.scales.slotBytes,
       kScaleHeadBytes: kPages.scales.headBytes,
-      v: args.v.pointer,
+      v: args.v?.pointer ?? 0,
       vStride,
       vScale: args.vScale ?? 1,
       vPages: vPages.pointer,

@@ -40,8 +40,14 @@ export interface ScalePages extends Strides {
 export interface SlotRows {
   readonly storage: PageStorage;
   readonly numHeads: number;
-  /** Numbers of a head's row. */
-  readonly channels: number;
+  /** Units (of `storageBytes`) and scales of a head's row. */
+  readonly units: number;
+  readonly scales: number;
+}
+
+/** Slots that hold a row of so many channels for each head. */
+export function headRows(storage: PageStorage, numHeads: number, channels: number): SlotRows {
+  return { storage, numHeads, units: rowElements(storage, channels), scales: rowScales(storage, channels) };
 }
 
 /** Distances in bytes. */
@@ -62,7 +68,7 @@ export interface CheckedPages extends ByteStrides {
 
 /** Throws ArgumentError naming the field of `argument` that does not fit its rows. */
 export function checkPages(argument: string, rows: SlotRows, pages: KvPages): CheckedPages {
-  const { storage, numHeads, channels } = rows;
+  const { storage, numHeads, units } = rows;
   validateStorage(`${argument}.type`, pages.type);
   if (!sameStorage(pages.type, storage)) {
     throw new ArgumentError(`${argument} must be of type ${storageName(storage)}, got ${storageName(pages.type)}`);
@@ -74,24 +80,34 @@ export function checkPages(argument: string, rows: SlotRows, pages: KvPages): Ch
     throw new ArgumentError(`${argument}.numSlots must be a multiple of pageSize = ${pageSize}, got ${numSlots}`);
   }
   const extents = { numPages: numSlots / pageSize, pageSize, numHeads };
-  const found = byteStrides(argument, pages, extents, rowElements(storage, channels), storageBytes(storage));
-  const scalesPerRow = rowScales(storage, channels);
-  if (scalesPerRow === 0) {
+  const found = byteStrides(argument, pages, extents, units, storageBytes(storage));
+  if (rows.scales === 0) {
     if (pages.scales) throw new ArgumentError(`${argument}.scales must be absent: ${storageName(storage)} has none`);
-    return { ...found, numSlots, pageSize, scales: { pointer: 0, pageBytes: 0, slotBytes: 0, headBytes: 0 } };
+    return { ...found, numSlots, pageSize, scales: noPages.scales };
   }
   if (!pages.scales) {
     throw new ArgumentError(
-      `${argument}.scales must be given: ${storageName(storage)} has ${scalesPerRow} for each row`,
+      `${argument}.scales must be given: ${storageName(storage)} has ${rows.scales} for each row`,
     );
   }
   return {
     ...found,
     numSlots,
     pageSize,
-    scales: byteStrides(`${argument}.scales`, pages.scales, extents, scalesPerRow, 4),
+    scales: byteStrides(`${argument}.scales`, pages.scales, extents, rows.scales, 4),
   };
 }
+
+/** Pages that nothing is written to. */
+export const noPages: CheckedPages = {
+  pointer: 0,
+  pageBytes: 0,
+  slotBytes: 0,
+  headBytes: 0,
+  numSlots: 0,
+  pageSize: 1,
+  scales: { pointer: 0, pageBytes: 0, slotBytes: 0, headBytes: 0 },
+};
 
 interface Extents {
   readonly numPages: number;

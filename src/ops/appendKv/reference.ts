@@ -2,7 +2,7 @@
 import type { ElementStorage, PageStorage } from "../attention/storage.ts";
 import { decodeRows, type EncodeOptions, encodeRows } from "../attention/storageCodec.ts";
 import type { AppendKvSpec } from "./contract.ts";
-import { checkPages, type KvPages } from "./pages.ts";
+import { checkPages, headRows, type KvPages } from "./pages.ts";
 
 /** The value a page of this storage holds after `x` (an f32 value) was written to it. */
 export function storedValue(storage: ElementStorage, x: number): number {
@@ -51,7 +51,7 @@ export function appendRows(
     pageSize,
     scales: scalesAt,
     ...rowsAt
-  } = checkPages("pages", { storage, numHeads, channels }, pages);
+  } = checkPages("pages", headRows(storage, numHeads, channels), pages);
   const scaled = divisor === undefined ? values : values.map((x) => x / Math.fround(divisor));
   for (let token = 0; token * numHeads * channels < values.length; token++) {
     const slot = slotMapping[token];

@@ -14,6 +14,7 @@ import { copyPagesKernel } from "../ops/copyPages/index.ts";
 import { elementwiseKernel } from "../ops/elementwise/index.ts";
 import { embeddingKernel } from "../ops/embedding/cpu.ts";
 import { gatedActivationKernel } from "../ops/gatedActivation/index.ts";
+import { gatherSlotsKernel } from "../ops/gatherSlots/index.ts";
 import { hadamardKernel } from "../ops/hadamard/index.ts";
 import { absorbHeadsKernel, expandHeadsKernel } from "../ops/headProjection/index.ts";
 import { chunkStatisticsKernel, mergeStatisticsKernel } from "../ops/logits/rowStatistics.ts";
@@ -81,6 +82,7 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(attentionMergeKernel, attention),
   entry(absorbHeadsKernel, { rows: 128, columns: 512 }),
   entry(expandHeadsKernel, { rows: 128, columns: 512 }),
+  entry(gatherSlotsKernel, { channels: 512, pageSize: 64, storage: "bf16" }),
   entry(copyHeadsKernel, { channels: 64 }),
   entry(mergeStatesKernel, { headDim: 32, hasMask: false }),
   entry(applySinksKernel, { headDim: 32 }),

@@ -53,28 +53,42 @@ export interface CheckedAppendKv {
   readonly vPages: CheckedPages;
 }
 
+/** What errors call keys and values, and what their heads' sizes: an operation that is made of this one has names of its own. */
+export interface AppendKvNames {
+  readonly k: string;
+  readonly v: string;
+  readonly headDim: string;
+  readonly headDimV: string;
+}
+
+const kvNames: AppendKvNames = { k: "k", v: "v", headDim: "headDim", headDimV: "headDimV" };
+
 /** Throws ShapeError or ArgumentError naming the argument that does not fit. The slots are values: see `checkSlotMapping`. */
-export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs): CheckedAppendKv {
+export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs, names = kvNames): CheckedAppendKv {
   const { numKvHeads, headDim, headDimV = headDim, storage, valueStorage = storage } = spec;
   checkPositive("numKvHeads", numKvHeads);
-  checkPositive("headDim", headDim);
-  if (headDimV !== 0) checkPositive("headDimV", headDimV);
+  checkPositive(names.headDim, headDim);
+  if (headDimV !== 0) checkPositive(names.headDimV, headDimV);
   validateStorage("storage", storage);
   validateStorage("valueStorage", valueStorage);
   checkScale("kScale", args.kScale);
   checkScale("vScale", args.vScale);
   const numTokens = countRows(args.numTokens, args.k);
   checkSlotTensor("slotMapping", args.slotMapping, numTokens);
-  const kStride = checkRows("k", args.k, numTokens, numKvHeads * headDim);
-  const kPages = checkPages("kPages", headRows(storage, numKvHeads, headDim), args.kPages);
+  const kStride = checkRows(names.k, args.k, numTokens, numKvHeads * headDim);
+  const kPages = checkPages(`${names.k}Pages`, headRows(storage, numKvHeads, headDim), args.kPages);
   if (headDimV === 0) return { numTokens, kStride, vStride: 0, kPages, vPages: noPages };
   const { v, vPages: givenPages } = args;
-  if (!v || !givenPages) throw new ArgumentError("v and vPages must be given unless headDimV is 0");
-  const vStride = checkRows("v", v, numTokens, numKvHeads * headDimV);
-  const vPages = checkPages("vPages", headRows(valueStorage, numKvHeads, headDimV), givenPages);
+  if (!v || !givenPages) {
+    throw new ArgumentError(`${names.v} and ${names.v}Pages must be given unless ${names.headDimV} is 0`);
+  }
+  const vStride = checkRows(names.v, v, numTokens, numKvHeads * headDimV);
+  const vPages = checkPages(`${names.v}Pages`, headRows(valueStorage, numKvHeads, headDimV), givenPages);
   for (const name of ["numSlots", "pageSize"] as const) {
     if (kPages[name] !== vPages[name]) {
-      throw new ArgumentError(`vPages.${name} must be that of kPages, ${kPages[name]}, got ${vPages[name]}`);
+      throw new ArgumentError(
+        `${names.v}Pages.${name} must be that of ${names.k}Pages, ${kPages[name]}, got ${vPages[name]}`,
+      );
     }
   }
   return { numTokens, kStride, vStride, kPages, vPages };

@@ -2,7 +2,7 @@
 import { defineKernel, type Value } from "../../kernels/index.ts";
 import { elementAddress } from "../elementwise/lanes.ts";
 import type { Recorder } from "../recorder.ts";
-import { type AppendKvArgs, type AppendKvSpec, checkAppendKv } from "./contract.ts";
+import { type AppendKvArgs, type AppendKvNames, type AppendKvSpec, checkAppendKv } from "./contract.ts";
 import { rowBlocksBytes } from "./rowBlocks.ts";
 import { rowEncoder } from "./rowEncoder.ts";
 
@@ -96,9 +96,18 @@ export const appendKvKernel = defineKernel({
   },
 });
 
-/** Records the append of one layer. Throws ShapeError or ArgumentError naming the argument that does not fit. */
-export function recordAppendKv({ device, commands }: Recorder, spec: AppendKvSpec, args: AppendKvArgs): void {
-  const { numTokens, kStride, vStride, kPages, vPages } = checkAppendKv(spec, args);
+/**
+ * Records the append of one layer. Throws ShapeError or ArgumentError naming the argument that does not fit.
+ *
+ * @param names What errors call the arguments, where keys and values are something else to the caller.
+ */
+export function recordAppendKv(
+  { device, commands }: Recorder,
+  spec: AppendKvSpec,
+  args: AppendKvArgs,
+  names?: AppendKvNames,
+): void {
+  const { numTokens, kStride, vStride, kPages, vPages } = checkAppendKv(spec, args, names);
   if (numTokens === 0) return;
   const isScaled = args.kScale !== undefined || args.vScale !== undefined;
   commands.launch(

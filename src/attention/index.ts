@@ -35,3 +35,28 @@ export {
 export type { Recorder } from "../ops/recorder.ts";
 /** Rotary embedding of queries and keys. */
 export * from "../ops/rope/index.ts";
+/** Attention over tensors: plan once a step, run once a layer. */
+export {
+  BatchAttention,
+  type BatchAttentionArgs,
+  type BatchAttentionSpec,
+  type PlanOptions,
+} from "./batchAttention.ts";
+/** Attention over block-sparse matrices. */
+export {
+  type BlockSparseArgs,
+  BlockSparseAttention,
+  type BlockSparseMatrix,
+  type BlockSparseSpec,
+} from "./blockSparse.ts";
+/** Masks of single pairs, for `customMask`. */
+export { type MaskLengths, packedIndptr, packMask, packVisible, treeMask, unpackMask } from "./masks.ts";
+export { type AttentionResult, freeResult, type ResultTensor } from "./results.ts";
+export type { KvLayout, KvTensors, StridedTensor } from "./tensors.ts";
+export {
+  VariableBlockSparseAttention,
+  type VariableBlockSparseSpec,
+  type VariableBlocks,
+} from "./variableBlockSparse.ts";
+/** Sliding windows by the names of other projects. */
+export { type NamedWindow, slidingWindowFrom } from "./windows.ts";

@@ -102,6 +102,8 @@ function report(group: string, results: readonly Result[]): void {
     console.log(
       `${group} [${device}]: ${own.length - failed.length} of ${own.length}, largest passing error ${worst.toFixed(3)} of its tolerance`,
     );
+    const notJudged = [...new Set(own.flatMap((result) => result.notJudged ?? []))];
+    if (notJudged.length > 0) console.log(`  not judged: ${notJudged.join(", ")}`);
     for (const { path, failures, worst: error } of failed) {
       const size = Number.isFinite(error) ? ` (${error.toPrecision(3)} times the tolerance)` : "";
       console.log(`  FAILED ${path}${size}`);

@@ -1,4 +1,4 @@
-/** Golden cases of number formats: GGUF blocks to numbers, and casts from float32. Both run on the host, whatever the target. */
+/** Golden cases of number formats: GGUF blocks to numbers, casts from float32, the 8-bit floats. All run on the host, whatever the target. */
 import {
   bf16ToF32,
   dequantize,
@@ -53,6 +53,13 @@ const formats: Readonly<Record<string, Format>> = {
     overflow: (x) => (Math.abs(x) >= 61440 ? signed(x, 0x7c) : undefined),
   },
 };
+
+/** Every code from 0 to 255. */
+export async function runFp8Decode(golden: GoldenCase): Promise<Outputs> {
+  const format = formats[String(golden.file.params.dtype)];
+  if (!format) throw new Error(`dtype ${JSON.stringify(golden.file.params.dtype)} is unknown`);
+  return { values: Array.from({ length: 256 }, (_, code) => format.decode(code)) };
+}
 
 function signed(x: number, code: number): number {
   return x < 0 ? code | 0x80 : code;

@@ -1,64 +1,61 @@
 /**
  * Golden cases of attention over pages: the ragged op of JAX, one query a sequence as in vLLM, and JAX's ops with one and with several
- * queries a sequence. Each is read as one ragged call; attentionOnCpu.ts runs it on the CPU device.
+ * queries a sequence. Each is read as one ragged call (attentionCall.ts).
  */
 import type { AttentionBatch } from "../src/ops/attention/batch.ts";
-import type { AttentionSpec } from "../src/ops/attention/contract.ts";
-import { attentionReference } from "../src/ops/attention/reference.ts";
-import { combinedStrides, nhdStrides, type PageStrides } from "../src/ops/attention/storage.ts";
-import { attentionOnCpu } from "./attentionOnCpu.ts";
+import { combinedStrides, hndStrides, nhdStrides } from "../src/ops/attention/storage.ts";
+import { type AttentionCall, type AttentionResults, runCall } from "./attentionCall.ts";
 import type { GoldenCase, GoldenTarget } from "./case.ts";
-import { type NumberArray, roundTo } from "./inputs.ts";
 
-/** One attention call of a case, ready for either target. */
-export interface AttentionCall {
-  readonly spec: Omit<AttentionSpec, "storage">;
-  /** Type of the pages in the case. */
-  readonly storage: string;
-  readonly batch: AttentionBatch;
-  readonly q: NumberArray;
-  /** Decoded numbers, before any scale. `vPages` is the same array as `kPages` in the combined layout. */
-  readonly kPages: NumberArray;
-  readonly vPages: NumberArray;
-  readonly kStrides: PageStrides;
-  readonly vStrides: PageStrides;
-  readonly vOffset: number;
-  readonly alibiSlopes?: NumberArray;
-  readonly kScale?: number;
-  readonly vScale?: number;
-  /** The scaled keys and values are rounded to this type before use, as JAX's ragged reference does. */
-  readonly scaledType?: string;
-  /** [kv head][page][slot]: one factor for each stored row, JAX's int8 scheme. */
-  readonly kRowScales?: NumberArray;
-  readonly vRowScales?: NumberArray;
-  /** Rows of the padded result, and which of them each ragged row is; undefined where they are the same. */
-  readonly padded?: { readonly numRows: number; readonly rowOf: readonly number[] };
+type Outputs = Record<string, ArrayLike<number>>;
+
+export async function runRaggedAttention(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
+  const call = readRagged(golden);
+  const { out, lse } = await runCall(call, target);
+  const { sinks } = call;
+  if (!sinks) return { out, lse };
+  // What one would merge with: the sink is a state without a value.
+  const withSink = Array.from(lse, (value, at) => {
+    const sink = sinks[at % call.spec.numQHeads];
+    const max = Math.max(value, sink);
+    return max + Math.log(Math.exp(value - max) + Math.exp(sink - max));
+  });
+  return { out, lse, lse_with_sink: withSink };
 }
 
-type Outputs = { readonly out: ArrayLike<number>; readonly lse: ArrayLike<number> };
-
-export async function runAttention(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
-  const call = readers[golden.file.op](golden);
-  const result = target.name === "cpu" ? await attentionOnCpu(call, target.device) : onReference(call);
-  return call.padded ? spread(call, call.padded, result) : result;
+/** A case of both layouts has the same numbers read as [page][slot][head] and as [page][head][slot]. */
+export async function runPagedDecode(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
+  const call = readDecode(golden);
+  const nhd = await runCall(call, target);
+  if (!("out_hnd" in golden.file.outputs)) return { ...nhd };
+  const strides = hndStrides(call.spec);
+  const hnd = await runCall({ ...call, kStrides: strides, vStrides: strides }, target);
+  return { out_nhd: nhd.out, lse_nhd: nhd.lse, out_hnd: hnd.out, lse_hnd: hnd.lse };
 }
 
-const readers: Readonly<Record<string, (golden: GoldenCase) => AttentionCall>> = {
-  ragged_paged_attention: readRagged,
-  paged_decode: readDecode,
-  paged_attention: readSingleToken,
-  multi_queries_paged_attention: readMultipleQueries,
-};
+export async function runSingleToken(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
+  return { ...(await runCall(readSingleToken(golden), target)) };
+}
+
+/** Queries are padded to a rectangle: the effective ones of each sequence make the ragged rows. */
+export async function runMultipleQueries(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
+  const { call, padded } = readMultipleQueries(golden);
+  return { ...spread(call, padded, await runCall(call, target)) };
+}
 
 function readRagged(golden: GoldenCase): AttentionCall {
   const spec = { ...readSpec(golden), causal: golden.file.params.causal === true };
-  if (golden.file.params.kv_layout !== "combined") throw new Error("params.kv_layout must be combined");
-  if (golden.file.params.head_map !== "grouped") throw new Error("params.head_map must be grouped");
-  const pages = golden.input("kv_pages");
+  const layout = golden.file.params.kv_layout;
+  if (layout !== "combined" && layout !== "NHD") throw new Error("params.kv_layout must be combined or NHD");
+  const isCombined = layout === "combined";
+  if (isCombined && golden.file.params.head_map !== "grouped") throw new Error("params.head_map must be grouped");
+  const [keys, values] = isCombined ? ["kv_pages", "kv_pages"] : ["k_cache", "v_cache"];
+  const kPages = golden.input(keys);
   const kvLens = golden.integers("kv_lens");
+  const strides = isCombined ? combinedStrides(spec) : nhdStrides(spec);
   return {
     spec,
-    storage: golden.dtype("kv_pages"),
+    storage: golden.dtype(keys),
     batch: {
       numRows: golden.shape("q")[0],
       numSeqs: golden.has("num_seqs") ? golden.integers("num_seqs")[0] : kvLens.length,
@@ -66,14 +63,15 @@ function readRagged(golden: GoldenCase): AttentionCall {
       kvLens,
       blockTables: golden.integers("page_indices"),
       maxPages: golden.shape("page_indices")[1],
-      numPages: golden.shape("kv_pages")[0],
+      numPages: golden.shape(keys)[0],
     },
     q: golden.input("q"),
-    kPages: pages,
-    vPages: pages,
-    kStrides: combinedStrides(spec),
-    vStrides: combinedStrides(spec),
-    vOffset: spec.headDim,
+    kPages,
+    vPages: isCombined ? kPages : golden.input(values),
+    kStrides: strides,
+    vStrides: strides,
+    vOffset: isCombined ? spec.headDim : 0,
+    sinks: golden.has("sinks") ? golden.input("sinks") : undefined,
     kScale: golden.number("k_scale"),
     vScale: golden.number("v_scale"),
     scaledType: golden.dtype("q"),
@@ -114,13 +112,23 @@ function readSingleToken(golden: GoldenCase): AttentionCall {
     kStrides: strides,
     vStrides: strides,
     vOffset: 0,
-    kRowScales: golden.has("k_scales") ? golden.input("k_scales") : undefined,
-    vRowScales: golden.has("v_scales") ? golden.input("v_scales") : undefined,
+    rowScales: golden.has("k_scales")
+      ? {
+          k: golden.input("k_scales"),
+          v: golden.input("v_scales"),
+          strides: { page: pageSize, slot: 1, head: numPages * pageSize },
+        }
+      : undefined,
   };
 }
 
-/** Queries are padded to a rectangle: the effective ones of each sequence make the ragged rows. */
-function readMultipleQueries(golden: GoldenCase): AttentionCall {
+/** Rows of the padded result, and which of them each ragged row is. */
+interface PaddedRows {
+  readonly numRows: number;
+  readonly rowOf: readonly number[];
+}
+
+function readMultipleQueries(golden: GoldenCase): { readonly call: AttentionCall; readonly padded: PaddedRows } {
   const call = readSingleToken(golden);
   const queryLens = golden.integers("effective_q_lens");
   const [numSeqs, maxQueries] = golden.shape("q");
@@ -133,15 +141,15 @@ function readMultipleQueries(golden: GoldenCase): AttentionCall {
   const q = new Float32Array(rowOf.length * rowSize);
   for (const [to, from] of rowOf.entries()) q.set(call.q.subarray(from * rowSize, (from + 1) * rowSize), to * rowSize);
   const batch = { ...call.batch, numRows: rowOf.length, queryIndptr, allowUnseeing: false };
-  return { ...call, q, batch, padded: { numRows: numSeqs * maxQueries, rowOf } };
+  return { call: { ...call, q, batch }, padded: { numRows: numSeqs * maxQueries, rowOf } };
 }
 
 /** Puts ragged rows where they belong; the others are zeros with lse -infinity. */
 function spread(
   { spec }: AttentionCall,
-  { numRows, rowOf }: NonNullable<AttentionCall["padded"]>,
-  { out, lse }: Outputs,
-): Outputs {
+  { numRows, rowOf }: PaddedRows,
+  { out, lse }: AttentionResults,
+): AttentionResults {
   const rowSize = spec.numQHeads * spec.headDim;
   const allOut = new Float64Array(numRows * rowSize);
   const allLse = new Float64Array(numRows * spec.numQHeads).fill(-Infinity);
@@ -179,24 +187,4 @@ function decodeBatch(golden: GoldenCase, lengths: string, numPages: number): Att
     numPages,
     allowUnseeing: true,
   };
-}
-
-function onReference(call: AttentionCall): Outputs {
-  const { scaledType, kScale = 1, vScale = 1 } = call;
-  const { headDim } = call.spec;
-  let { kPages, vPages } = call;
-  if (call.kRowScales && call.vRowScales) {
-    kPages = scaleRows(kPages, call.kRowScales, headDim);
-    vPages = scaleRows(vPages, call.vRowScales, headDim);
-  }
-  if (scaledType && (kScale !== 1 || vScale !== 1)) {
-    kPages = Float64Array.from(kPages, (value) => roundTo(scaledType, value * kScale));
-    vPages = Float64Array.from(vPages, (value) => roundTo(scaledType, value * vScale));
-    return attentionReference(call.spec, call.batch, { ...call, kPages, vPages, kScale: 1, vScale: 1 });
-  }
-  return attentionReference(call.spec, call.batch, { ...call, kPages, vPages });
-}
-
-function scaleRows(values: NumberArray, scales: NumberArray, headDim: number): Float64Array {
-  return Float64Array.from(values, (value, i) => (value * scales[Math.floor(i / headDim)]) / 127.5);
 }

@@ -1,5 +1,5 @@
 /** The golden cases of single operations: which function runs which op. */
-import { runAttention } from "./attention.ts";
+import { runMultipleQueries, runPagedDecode, runRaggedAttention, runSingleToken } from "./attention.ts";
 import { GoldenCase, type GoldenFamily, type GoldenTarget, isCaseFile } from "./case.ts";
 import { runHadamard } from "./hadamard.ts";
 import { runFp8Token, runMlaModule, runPagedMla, runRaggedPrefill, runSparseMla } from "./mla.ts";
@@ -8,14 +8,18 @@ import { runPaluDecompose, runPaluRankSearch } from "./paluConvert.ts";
 import { runCast, runDequantize } from "./quant.ts";
 import { runRope } from "./rope.ts";
 import { runInt8Quantize, runLatentQuant } from "./storageCodec.ts";
+import { runBlockSparse, runCustomMask, runVariableBlockSparse } from "./variants.ts";
 
 type OpRunner = (golden: GoldenCase, target: GoldenTarget) => Promise<Readonly<Record<string, ArrayLike<number>>>>;
 
 const runners: Readonly<Record<string, OpRunner>> = {
-  ragged_paged_attention: runAttention,
-  paged_decode: runAttention,
-  paged_attention: runAttention,
-  multi_queries_paged_attention: runAttention,
+  ragged_paged_attention: runRaggedAttention,
+  paged_decode: runPagedDecode,
+  paged_attention: runSingleToken,
+  multi_queries_paged_attention: runMultipleQueries,
+  custom_mask_attention: runCustomMask,
+  block_sparse_attention: runBlockSparse,
+  variable_block_sparse_attention: runVariableBlockSparse,
   rope: runRope,
   hadamard: runHadamard,
   mla_paged_attention: runPagedMla,

@@ -49,6 +49,8 @@ export {
   type BlockSparseMatrix,
   type BlockSparseSpec,
 } from "./blockSparse.ts";
+/** Attention over shared prefixes, level by level. */
+export { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
 /** Masks of single pairs, for `customMask`. */
 export { type MaskLengths, packedIndptr, packMask, packVisible, treeMask, unpackMask } from "./masks.ts";
 export { type AttentionResult, freeResult, type ResultTensor } from "./results.ts";

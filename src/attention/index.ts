@@ -13,7 +13,29 @@ export {
   checkSlotMapping,
   type KvPages,
   recordAppendKv,
+  type ScalePages,
 } from "../ops/appendKv/index.ts";
+/** The append of low-rank latents, to pages or to the windows of recent tokens, and the flush of those. */
+export {
+  type AppendLatentArgs,
+  type AppendLatentSpec,
+  checkFlushes,
+  type FlushWindowArgs,
+  type LatentPages,
+  type RecentWindows,
+  recordAppendLatent,
+  recordFlushWindow,
+  windowPages,
+  windowSlot,
+} from "../ops/appendLatent/index.ts";
+/** The append of MLA's latents and rope keys, to pages of their own or side by side. */
+export {
+  type AppendMlaArgs,
+  type AppendMlaSpec,
+  type MlaTokenLayout,
+  mlaTokenPages,
+  recordAppendMla,
+} from "../ops/appendMla/index.ts";
 /** Attention: the contract and its checks, strides of the page layouts, the plan of a step, and the recording of a layer. */
 export * from "../ops/attention/index.ts";
 /** Copies of whole pages, for copy-on-write. */

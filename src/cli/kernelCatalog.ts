@@ -8,6 +8,7 @@ import {
   wasmTarget,
 } from "../kernels/index.ts";
 import { appendKvKernel } from "../ops/appendKv/index.ts";
+import { storeLatentsKernel } from "../ops/appendLatent/index.ts";
 import { attentionKernel, attentionMergeKernel } from "../ops/attention/index.ts";
 import { copyHeadsKernel } from "../ops/copyHeads/index.ts";
 import { copyPagesKernel } from "../ops/copyPages/index.ts";
@@ -78,6 +79,11 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(packPanels, { type: "Q8_0", columns: 256 }),
   entry(ropeKernel, { headDim: 32, rotaryDim: 32, style: "interleaved" }),
   entry(appendKvKernel, { numKvHeads: 2, headDim: 32, storage: "f16" }),
+  entry(storeLatentsKernel, {
+    storage: { kind: "grouped", bits: 4, groupSize: 32 },
+    source: "f32",
+    entries: "slots",
+  }),
   entry(attentionKernel, attention),
   entry(attentionMergeKernel, attention),
   entry(absorbHeadsKernel, { rows: 128, columns: 512 }),

@@ -4,7 +4,11 @@
  */
 
 /** Keys or values of new tokens to their slots; and what a page of a storage type holds of an f32 value. */
-export { type AppendKvSpec, appendKv, storedValue } from "../ops/appendKv/index.ts";
+export { type AppendKvSpec, appendKv, appendRows, type RowsToStore, storedValue } from "../ops/appendKv/index.ts";
+/** Low-rank latents of new tokens to their slots, and from the windows of recent tokens to pages, bit for bit. */
+export { appendLatent, flushWindow, type LatentsToStore } from "../ops/appendLatent/index.ts";
+/** Latents and rope keys of MLA to their slots, bit for bit. */
+export { type AppendMlaSpec, appendMla } from "../ops/appendMla/index.ts";
 /** Ragged paged attention, with the LSE of each row; the page layouts that its strides describe. */
 export {
   type AttentionBatch,

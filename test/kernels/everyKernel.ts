@@ -8,6 +8,7 @@ import { kernelCatalog } from "../../src/cli/kernelCatalog.ts";
 import type { KernelDefinition } from "../../src/kernels/index.ts";
 import { arithmeticFor } from "../../src/ops/matmul/index.ts";
 import { weightTypes } from "../../src/tensor/index.ts";
+import { storages } from "../ops/storedPages.ts";
 
 export interface KernelSample {
   readonly name: string;
@@ -58,6 +59,9 @@ function specsOf(name: string): readonly object[] {
     case "attention":
     case "attentionMerge":
       return ["f32", "f16"].map((storage) => ({ ...catalogueSpec(name), storage }));
+    case "appendKv":
+    case "storeLatents":
+      return storages.map((storage) => ({ ...catalogueSpec(name), storage }));
     case "gatherRows":
       return [{ columns: 70 }];
     default:

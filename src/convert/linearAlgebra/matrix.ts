@@ -62,13 +62,20 @@ export function multiply(a: Matrix, b: Matrix): Matrix {
   return result;
 }
 
-/** sum += x^T x for rows x [n, dim]: the second moments of a layer's inputs, batch by batch. */
+/**
+ * sum += x^T x for rows x [n, dim]: the second moments of a layer's inputs, batch by batch. `sum` must be symmetric: only its lower half is
+ * read. Throws ShapeError if x has not as many columns as sum has rows and columns.
+ */
 export function addGram(sum: Matrix, x: Matrix): void {
-  requireInner("addGram", x.columns, sum.rows);
-  requireInner("addGram", x.columns, sum.columns);
+  const dim = x.columns;
+  requireInner("addGram", dim, sum.rows);
+  requireInner("addGram", dim, sum.columns);
   for (let n = 0; n < x.rows; n++) {
     const sample = row(x, n);
-    for (let i = 0; i < sum.rows; i++) addScaled(row(sum, i), sample[i], sample);
+    for (let i = 0; i < dim; i++) addScaled(row(sum, i), sample[i], sample, i + 1);
+  }
+  for (let i = 0; i < dim; i++) {
+    for (let j = i + 1; j < dim; j++) sum.values[i * dim + j] = sum.values[j * dim + i];
   }
 }
 

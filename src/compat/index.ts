@@ -1,0 +1,14 @@
+/**
+ * `kvasir/compat`: attention under the names, layouts, defaults and errors of other projects, as thin adapters over `kvasir/attention`.
+ * Only re-exports. Integers (lengths, offsets, page tables) are host arrays here; everything else lies on the device.
+ */
+
+export type { CompatOptions } from "./attendOnce.ts";
+export type { PageTable } from "./int32Arrays.ts";
+/** JAX and torch_xla: ragged_paged_attention. */
+export {
+  type RaggedPagedAttentionV1Options,
+  type RaggedPagedAttentionV2Options,
+  raggedPagedAttentionV1,
+  raggedPagedAttentionV2,
+} from "./raggedPagedAttention.ts";

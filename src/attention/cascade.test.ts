@@ -1,7 +1,14 @@
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../../test/ops/testDevice.ts";
 import { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
-import { type AttentionBatch, type AttentionInputs, attentionReference, nhdStrides, RopeTable } from "./index.ts";
+import {
+  type AttentionBatch,
+  type AttentionInputs,
+  attentionReference,
+  nhdStrides,
+  packVisible,
+  RopeTable,
+} from "./index.ts";
 
 const tolerance = { relative: 1e-5, absolute: 1e-5 };
 
@@ -232,19 +239,9 @@ describe.each(Object.entries(testDevices))("cascade attention on %s", (_name, cr
     const given = cascadeCase(spec, appended);
     const last = given.levels[1];
     const sees = (s: number, i: number, t: number): boolean => (s + 3 * i + t) % 3 !== 0;
-    const pack = (batch: AttentionBatch, visible: (s: number, i: number, t: number) => boolean) => {
-      const bytes: number[] = [];
-      const indptr = new Int32Array(batch.numSeqs + 1);
-      for (let s = 0; s < batch.numSeqs; s++) {
-        const numQueries = batch.queryIndptr[s + 1] - batch.queryIndptr[s];
-        for (let bit = 0; bit < numQueries * batch.kvLens[s]; bit++) {
-          const isSeen = visible(s, Math.floor(bit / batch.kvLens[s]), bit % batch.kvLens[s]);
-          if (bit % 8 === 0) bytes.push(0);
-          bytes[bytes.length - 1] |= Number(isSeen) << (bit % 8);
-        }
-        indptr[s + 1] = bytes.length;
-      }
-      return { bits: Uint8Array.from(bytes), indptr };
+    const pack = ({ numSeqs, queryIndptr, kvLens }: AttentionBatch, visible: typeof sees) => {
+      const qLens = Array.from({ length: numSeqs }, (_, s) => queryIndptr[s + 1] - queryIndptr[s]);
+      return packVisible({ qLens, kvLens }, visible);
     };
     const prefixLen = (s: number): number => given.flat.kvLens[s] - last.kvLens[s];
     const flatMask = pack(given.flat, (s, i, t) => t < prefixLen(s) || sees(s, i, t - prefixLen(s)));

@@ -6,22 +6,25 @@ import {
   expandLatents,
   fuseOutputProjection,
   headUpProjections,
-  type PaluReferenceInputs,
-  type PaluReferenceSpec,
-  pagedLatents,
-  paluAttentionReference,
+  type PaluSpec,
+  paluKernelSpec,
 } from "../src/attention/palu/index.ts";
-import type { AttentionBatch } from "../src/ops/attention/index.ts";
-import { inverseFrequencies, type RopeSpec } from "../src/ops/rope/index.ts";
+import {
+  type AttentionBatch,
+  attentionReference,
+  type LatentRanks,
+  latentLayout,
+  nhdStrides,
+} from "../src/ops/attention/index.ts";
+import { RopeTable } from "../src/ops/rope/index.ts";
 import type { GoldenCase, GoldenTarget } from "./case.ts";
 import type { NumberArray } from "./inputs.ts";
+import { paluOnCpu } from "./paluOnCpu.ts";
 
 /** One attention call of a case, ready for either target. */
 export interface PaluCall {
-  readonly spec: PaluReferenceSpec;
-  readonly pageSize: number;
-  /** Type of the pages in the case. */
-  readonly storage: string;
+  readonly spec: PaluSpec;
+  readonly ranks: LatentRanks;
   readonly batch: AttentionBatch;
   readonly q: NumberArray;
   /** [pages, pageSize, sum of the ranks] */
@@ -31,22 +34,24 @@ export interface PaluCall {
   readonly upK: Float32Array;
   readonly keyBias?: NumberArray;
   readonly alibiSlopes?: NumberArray;
-  readonly ropeSpec?: RopeSpec;
+  /** cos and sin of every position. */
+  readonly ropeTable?: Float32Array;
 }
+
+export type PaluOutputs = { readonly out: ArrayLike<number>; readonly lse: ArrayLike<number> };
 
 type Outputs = Record<string, ArrayLike<number>>;
 
 export async function runPaluAttention(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
-  if (target.name !== "reference") throw new Error("the cpu has no attention over latents yet");
   const call = readCall(golden);
-  const { spec } = call;
-  const { out, lse } = onReference(call);
-  const upV = headUpProjections(golden.input("u_v"), spec.ranksV, spec);
+  const { spec, ranks } = call;
+  const { out, lse } = target.name === "cpu" ? await paluOnCpu(call, target.device) : onReference(call);
+  const upV = headUpProjections(golden.input("u_v"), ranks.ranksV, spec);
   const vBias = golden.has("v_bias") ? golden.input("v_bias") : undefined;
-  const full = expandLatents(out, upV, spec.ranksV, spec, vBias);
-  const outputs: Outputs = { out_latent: padToLargest(spec, out), out: full, lse };
+  const full = expandLatents(out, upV, ranks.ranksV, spec, vBias);
+  const outputs: Outputs = { out_latent: padToLargest(call, out), out: full, lse };
   if (!golden.has("o_proj")) return outputs;
-  const fused = fuseOutputProjection(golden.input("o_proj"), upV, spec.ranksV, spec, vBias);
+  const fused = fuseOutputProjection(golden.input("o_proj"), upV, ranks.ranksV, spec, vBias);
   return { ...outputs, o_proj_fused: fused.weight, o_proj_bias: fused.bias, y: project(fused, out) };
 }
 
@@ -59,25 +64,32 @@ function readCall(golden: GoldenCase): PaluCall {
   const theta = golden.number("rope_theta");
   if (theta !== undefined && golden.file.params.rope_style !== "neox")
     throw new Error("params.rope_style must be neox");
-  const ranksK = readRanks(golden, "ranks_k");
+  const storage = golden.dtype("k_cache");
+  if (storage !== "f32" && storage !== "bf16") throw new Error(`latents of type ${storage} are unknown`);
+  const ranks = { ranksK: readRanks(golden, "ranks_k"), ranksV: readRanks(golden, "ranks_v") };
   const kvLens = golden.integers("kv_lens");
-  const queryIndptr = golden.integers("cu_q_lens");
+  const { headDim } = heads;
+  const ropeSpec = { headDim, rotaryDim: headDim, style: "halves", scaling: { type: "default" } } as const;
   return {
     spec: {
       ...heads,
-      ranksK,
-      ranksV: readRanks(golden, "ranks_v"),
+      maxRankK: Math.max(...ranks.ranksK),
+      maxRankV: Math.max(...ranks.ranksV),
+      pageSize: golden.requiredNumber("page_size"),
+      storage,
       smScale: golden.requiredNumber("sm_scale"),
       causal: golden.file.params.causal === true,
       slidingWindow: golden.number("sliding_window"),
-      rope: theta === undefined ? undefined : { style: "halves", dim: heads.headDim },
+      rope: theta === undefined ? undefined : { style: "halves", dim: headDim },
+      keyBias: golden.has("k_bias"),
+      alibi: golden.has("alibi_slopes"),
+      returnLse: true,
     },
-    pageSize: golden.requiredNumber("page_size"),
-    storage: golden.dtype("k_cache"),
+    ranks,
     batch: {
       numRows: golden.shape("q")[0],
       numSeqs: kvLens.length,
-      queryIndptr,
+      queryIndptr: golden.integers("cu_q_lens"),
       kvLens,
       blockTables: golden.integers("page_indices"),
       maxPages: golden.shape("page_indices")[1],
@@ -86,13 +98,10 @@ function readCall(golden: GoldenCase): PaluCall {
     q: golden.input("q"),
     kPages: golden.input("k_cache"),
     vPages: golden.input("v_cache"),
-    upK: headUpProjections(golden.input("u_k"), ranksK, heads),
+    upK: headUpProjections(golden.input("u_k"), ranks.ranksK, heads),
     keyBias: golden.has("k_bias") ? golden.input("k_bias") : undefined,
     alibiSlopes: golden.has("alibi_slopes") ? golden.input("alibi_slopes") : undefined,
-    ropeSpec:
-      theta === undefined
-        ? undefined
-        : { headDim: heads.headDim, rotaryDim: heads.headDim, style: "halves", theta, scaling: { type: "default" } },
+    ropeTable: theta === undefined ? undefined : new RopeTable({ ...ropeSpec, theta }).rows(Math.max(...kvLens)),
   };
 }
 
@@ -102,21 +111,22 @@ function readRanks(golden: GoldenCase, name: string): readonly number[] {
   return ranks.map(Number);
 }
 
-function onReference(call: PaluCall): ReturnType<typeof paluAttentionReference> {
-  const { batch, pageSize, spec } = call;
-  const rowLength = (ranks: readonly number[]): number => ranks.reduce((a, b) => a + b, 0);
-  const inputs: PaluReferenceInputs = {
+function onReference(call: PaluCall): PaluOutputs {
+  const { spec, ranks, batch, upK, keyBias } = call;
+  const layout = latentLayout(ranks, { ...spec, storage: "f32", valueStorage: "f32" });
+  const strides = (row: number) => nhdStrides({ pageSize: spec.pageSize, numKvHeads: 1, headDim: row });
+  return attentionReference(paluKernelSpec(spec), batch, {
     ...call,
-    keyLatents: pagedLatents(batch, pageSize, { values: call.kPages, rowLength: rowLength(spec.ranksK) }),
-    valueLatents: pagedLatents(batch, pageSize, { values: call.vPages, rowLength: rowLength(spec.ranksV) }),
-    ropeFrequencies: call.ropeSpec && inverseFrequencies(call.ropeSpec),
-  };
-  return paluAttentionReference(spec, batch, inputs);
+    kStrides: strides(layout.keyRow),
+    vStrides: strides(layout.valueRow),
+    latent: { ...ranks, up: upK, bias: keyBias },
+  });
 }
 
 /** Packed latents as the cases have them: [rows, query heads, largest rank], with zeros past the rank of a head. */
-function padToLargest(spec: PaluReferenceSpec, packed: ArrayLike<number>): Float64Array {
-  const { numQHeads, ranksV } = spec;
+function padToLargest({ spec, ranks }: PaluCall, packed: ArrayLike<number>): Float64Array {
+  const { numQHeads } = spec;
+  const { ranksV } = ranks;
   const largest = Math.max(...ranksV);
   const rankOf = Array.from({ length: numQHeads }, (_, head) => ranksV[Math.floor((head * ranksV.length) / numQHeads)]);
   const outRow = rankOf.reduce((a, b) => a + b, 0);

@@ -1,4 +1,15 @@
-/** Attention over Palu's low-rank latents. */
+/** Attention over Palu's low-rank latents: layers, caches, the attention itself, and host arithmetic on its factors. */
+export { type BatchPaluArgs, BatchPaluAttention } from "./batchPaluAttention.ts";
+export {
+  type AllocatedLatentCache,
+  allocateLatentCache,
+  type LatentCache,
+  type LatentStorage,
+  type LatentTensors,
+  latentCapacity,
+  latentTokenBytes,
+} from "./cache.ts";
+export { type PaluFactors, PaluLayer, type PaluLayerSpec } from "./layer.ts";
 export {
   absorbQueries,
   expandLatents,
@@ -7,11 +18,4 @@ export {
   headUpProjections,
   type PaluHeads,
 } from "./projections.ts";
-export {
-  type LatentRows,
-  type PaluReferenceInputs,
-  type PaluReferenceOutputs,
-  type PaluReferenceSpec,
-  pagedLatents,
-  paluAttentionReference,
-} from "./reference.ts";
+export { type PaluSpec, paluKernelSpec } from "./spec.ts";

@@ -1,0 +1,214 @@
+/**
+ * Attention over Palu's latents on tensors: `plan` once a step, `run` or `record` once a layer, whatever the ranks of the layer. Decode,
+ * prefill and prefill after a cached prefix are the same call. Source: Chang et al. 2024 (arXiv 2407.21118).
+ */
+import type { CpuDevice } from "../../devices/index.ts";
+import { type AttentionBatch, CpuAttentionPlan, recordAttention } from "../../ops/attention/index.ts";
+import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
+import type { Recorder } from "../../ops/recorder.ts";
+import { ArgumentError, ShapeError } from "../../tensor/index.ts";
+import { type AttentionResult, allocateResult, freeResult, runRecorded } from "../results.ts";
+import { checkHeads, checkTensor, type StridedTensor } from "../tensors.ts";
+import { type LatentCache, locateLatents } from "./cache.ts";
+import type { PaluLayer } from "./layer.ts";
+import { type PaluSpec, paluKernelSpec } from "./spec.ts";
+
+/** The tensors of one layer. Shapes with numRows and numPages of the batch are least sizes. */
+export interface BatchPaluArgs {
+  readonly layer: PaluLayer;
+  /** [numRows, numQHeads, headDim] f32, rotated; with absorbed keys [numRows, numQHeads, maxRankK] from `PaluLayer.recordAbsorb` */
+  readonly q: RowsTensor;
+  readonly cache: LatentCache;
+  /** [windows, capacity, sum of the ranks] of the spec's `recent` type. */
+  readonly recent?: { readonly k: DeviceTensor; readonly v: DeviceTensor };
+  /**
+   * [numRows, LatentLayout.outRow] f32: latent values, for each query head in order as many as the rank of its group. Allocated if absent.
+   */
+  readonly out?: RowsTensor;
+  /** [numRows, numQHeads] f32; allocated if absent and the spec has returnLse. */
+  readonly lse?: DeviceTensor;
+  /** [numQHeads] f32, for a spec with alibi. */
+  readonly alibiSlopes?: DeviceTensor;
+  /** [numQHeads] f32, for a spec with sinks. */
+  readonly sinks?: DeviceTensor;
+  /** [positions, rope.dim] f32, rows as RopeTable writes them, for a spec with rope. */
+  readonly ropeTable?: DeviceTensor;
+  /** Factor on the logits, for latents stored divided by it; 1 by default, and with a bias of the keys. */
+  readonly kScale?: number;
+  /** Factor on the output, for latents stored divided by it; 1 by default. */
+  readonly vScale?: number;
+}
+
+/**
+ * Attention over latents of one spec on one device. Keys are rebuilt once for each key/value head and shared by its query heads; outputs
+ * stay latents, for a fused output projection (`fuseOutputProjection`) or `PaluLayer.recordExpand`. Memory only grows, until `release`.
+ */
+export class BatchPaluAttention {
+  readonly device: CpuDevice;
+  readonly spec: PaluSpec;
+  readonly #planned: CpuAttentionPlan;
+
+  /**
+   * Compiles the kernels. Throws ArgumentError for a spec that is out of range.
+   *
+   * @param threads How many workers the work list should keep busy; 1 never splits a sequence's keys. The result does not depend on it.
+   */
+  constructor(device: CpuDevice, spec: PaluSpec, threads = device.threads) {
+    this.device = device;
+    this.spec = spec;
+    this.#planned = new CpuAttentionPlan(device, paluKernelSpec(spec), threads);
+  }
+
+  /** Changes when commands recorded before the last `plan` cannot be run after it; see CpuAttentionPlan. */
+  get recordingKey(): string {
+    return this.#planned.recordingKey;
+  }
+
+  /** Plans a step; not while a run that uses the last plan is under way. Throws ArgumentError naming what does not fit. */
+  plan(batch: AttentionBatch): void {
+    this.#planned.update(batch);
+  }
+
+  /** Records the attention of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit. */
+  record(recorder: Recorder, args: BatchPaluArgs): AttentionResult {
+    if (recorder.device !== this.device) throw new ArgumentError("record: the recorder belongs to another device");
+    const { spec } = this;
+    const { numQHeads, headDim, maxRankK } = spec;
+    const { numRows, numPages } = this.#planned.plan.batch;
+    const { layer, kScale, vScale } = args;
+    const { layout } = layer;
+    this.#checkLayer(layer);
+    if (spec.keyBias && kScale !== undefined && kScale !== 1) {
+      throw new ArgumentError(`kScale must be 1 with keyBias, got ${kScale}: it would scale the bias too`);
+    }
+    const shared = {
+      ...locateLatents(args.cache, layout, { ...spec, numPages }),
+      latent: { table: layer.table, up: layer.upK, bias: layer.keyBias, ...this.#recent(args) },
+      qRowStride: checkHeads("q", args.q, numRows, numQHeads, spec.keys === "absorbed" ? maxRankK : headDim),
+      alibiSlopes: this.#headVector("alibiSlopes", args.alibiSlopes, spec.alibi),
+      sinks: this.#headVector("sinks", args.sinks, spec.sinks),
+      ropeTable: this.#ropeTable(args.ropeTable),
+      kScale,
+      vScale,
+    };
+    const outRowStride = args.out ? checkLatentRows("out", args.out, numRows, layout.outRow) : layout.outRow;
+    if (args.lse) this.#checkLse(args.lse, numRows);
+    const out = args.out ?? allocateResult(this.device, "latent attention out", [numRows, layout.outRow]);
+    const lse = spec.returnLse
+      ? (args.lse ?? allocateResult(this.device, "latent attention lse", [numRows, numQHeads]))
+      : undefined;
+    try {
+      const pointers = { q: args.q.pointer, out: out.pointer, outRowStride, lse: lse?.pointer };
+      recordAttention(recorder, this.#planned, { ...shared, ...pointers });
+    } catch (error) {
+      freeResult(this.device, { out: args.out ? { ...out, buffer: undefined } : out, lse: args.lse ? undefined : lse });
+      throw error;
+    }
+    return { out, lse };
+  }
+
+  /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */
+  async run(args: BatchPaluArgs): Promise<AttentionResult> {
+    return runRecorded(this.device, (recorder) => this.record(recorder, args));
+  }
+
+  /** Gives the plan's device memory back. */
+  release(): void {
+    this.#planned.release();
+  }
+
+  /** A layer carries its own copy of what it was made for; a table of other heads would send the kernel anywhere. */
+  #checkLayer(layer: PaluLayer): void {
+    if (layer.device !== this.device) throw new ArgumentError("layer belongs to another device");
+    const names = ["numQHeads", "numKvHeads", "headDim", "maxRankK", "maxRankV", "keyBias"] as const;
+    for (const name of names) {
+      const [own, its] = [this.spec[name] ?? false, layer.spec[name] ?? false];
+      if (own !== its) throw new ArgumentError(`layer was made for ${name} = ${its}, the spec has ${own}`);
+    }
+    for (const name of ["storage", "valueStorage"] as const) {
+      const [own, its] = [this.spec, layer.spec].map((spec) => JSON.stringify(spec[name] ?? spec.storage));
+      if (own !== its) throw new ArgumentError(`layer was made for ${name} = ${its}, the spec has ${own}`);
+    }
+  }
+
+  #recent({ recent, layer }: BatchPaluArgs) {
+    const { recent: type } = this.spec;
+    if ((type === undefined) !== (recent === undefined)) {
+      throw new ArgumentError(`recent must be ${type ? "given" : "absent"}: the spec's recent is ${type}`);
+    }
+    const windows = this.#planned.plan.batch.recent;
+    if (!type || !recent || !windows) return {};
+    const { keyRanks, valueRanks } = layer.layout;
+    for (const [name, tensor, row] of [
+      ["recent.k", recent.k, keyRanks],
+      ["recent.v", recent.v, valueRanks],
+    ] as const) {
+      const [numWindows] = tensor.shape;
+      if (numWindows < windows.numWindows) {
+        throw new ShapeError(`${name} must have at least ${windows.numWindows} windows, got ${numWindows}`);
+      }
+      checkTensor(name, tensor, type, [numWindows, windows.capacity, row]);
+    }
+    return {
+      recentK: recent.k.pointer,
+      recentV: recent.v.pointer,
+      recentRowK: keyRanks,
+      recentRowV: valueRanks,
+    };
+  }
+
+  #headVector(
+    name: "alibiSlopes" | "sinks",
+    tensor: StridedTensor | undefined,
+    isUsed: boolean | undefined,
+  ): number | undefined {
+    const word = name === "sinks" ? "sinks" : "alibi";
+    if (!tensor) {
+      if (isUsed) throw new ArgumentError(`${name} must be given because the spec has ${word}`);
+      return undefined;
+    }
+    if (!isUsed) throw new ArgumentError(`${name} must be absent: the spec lacks ${word}`);
+    checkTensor(name, tensor, "f32", [this.spec.numQHeads]);
+    return tensor.pointer;
+  }
+
+  #ropeTable(table: DeviceTensor | undefined): number | undefined {
+    const { rope } = this.spec;
+    if ((rope === undefined) !== (table === undefined)) {
+      throw new ArgumentError(
+        `ropeTable must be ${rope ? "given" : "absent"}: the spec ${rope ? "has" : "lacks"} rope`,
+      );
+    }
+    if (!rope || !table) return undefined;
+    const { numSeqs, kvLens, positionOffsets } = this.#planned.plan.batch;
+    let positions = 0;
+    for (let s = 0; s < numSeqs; s++) positions = Math.max(positions, kvLens[s] + (positionOffsets?.[s] ?? 0));
+    if (table.shape.length !== 2 || table.shape[0] < positions) {
+      throw new ShapeError(
+        `ropeTable must have shape [at least ${positions}, ${rope.dim}], got [${table.shape.join(", ")}]`,
+      );
+    }
+    checkTensor("ropeTable", table, "f32", [table.shape[0], rope.dim]);
+    return table.pointer;
+  }
+
+  #checkLse(lse: DeviceTensor, numRows: number): void {
+    const { returnLse, numQHeads } = this.spec;
+    if (!returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
+    if (lse.shape.length !== 2 || lse.shape[0] < numRows) {
+      throw new ShapeError(`lse must have shape [at least ${numRows}, ${numQHeads}], got [${lse.shape.join(", ")}]`);
+    }
+    checkTensor("lse", lse, "f32", [lse.shape[0], numQHeads]);
+  }
+}
+
+/** Checks rows of packed latents, [at least numRows, row], and returns their row stride in elements. */
+function checkLatentRows(name: string, tensor: RowsTensor, numRows: number, row: number): number {
+  const { shape, rowStride = row } = tensor;
+  if (shape.length !== 2 || shape[0] < numRows || shape[1] !== row) {
+    throw new ShapeError(`${name} must have shape [at least ${numRows}, ${row}], got [${shape.join(", ")}]`);
+  }
+  checkTensor(name, tensor, "f32", shape);
+  if (Number.isInteger(rowStride) && rowStride >= row) return rowStride;
+  throw new ArgumentError(`${name}.rowStride must be an integer of at least ${row}, got ${rowStride}`);
+}

@@ -9,7 +9,7 @@ export default defineConfig({
   // What package.json names, and the modules that run as workers; everything else is there because one of these needs it.
   entry: [
     "src/index.ts",
-    "src/{attention,cache,compat,engine,models,reference}/index.ts",
+    "src/{attention,cache,compat,convert,engine,models,reference}/index.ts",
     "src/cli/main.ts",
     "src/**/worker.{node,web}.ts",
   ],

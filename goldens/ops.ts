@@ -42,6 +42,9 @@ const runners: Readonly<Record<string, OpRunner>> = {
   palu_latent_quant: runLatentQuant,
 };
 
+/** The operations whose cases can be run. */
+export const goldenOps: readonly string[] = Object.keys(runners);
+
 /** Operations of the host, whose runners look at no target. */
 const hostOps: ReadonlySet<string> = new Set([
   "gguf_dequantize",
@@ -66,7 +69,7 @@ export const opGoldens: GoldenFamily = {
   async run(path, json, target) {
     if (!isCaseFile(json)) throw new Error("not a case of an operation");
     const runner = runners[json.op];
-    if (!runner) throw new Error(`unknown op ${json.op}; known are ${Object.keys(runners).join(", ")}`);
+    if (!runner) throw new Error(`unknown op ${json.op}; known are ${goldenOps.join(", ")}`);
     const golden = new GoldenCase(path, json);
     return golden.judge(await runner(golden, target), notComputed[json.op]);
   },

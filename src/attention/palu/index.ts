@@ -9,6 +9,15 @@ export {
   latentCapacity,
   latentTokenBytes,
 } from "./cache.ts";
+export {
+  type LatentWindow,
+  LatentWindows,
+  type LatentWindowsSpec,
+  type TokenRange,
+  type WindowAppend,
+  type WindowStep,
+  type WindowStepSequence,
+} from "./latentWindows.ts";
 export { type PaluFactors, PaluLayer, type PaluLayerSpec } from "./layer.ts";
 export {
   absorbQueries,

@@ -4,7 +4,7 @@
  */
 import { decodeRows, encodeRows, type PageStorage, rowScales } from "../../ops/attention/index.ts";
 import { ArgumentError, bf16FromF32, f32FromBf16 } from "../../tensor/index.ts";
-import type { MlaShape } from "./shape.ts";
+import type { MlaDims } from "./dims.ts";
 
 /** Storage of the latent part of the row. */
 export const fp8LatentStorage = { kind: "tiled", tile: 128 } as const satisfies PageStorage;
@@ -20,7 +20,7 @@ export interface Fp8TokenLayout {
 export function fp8TokenLayout({
   kvLoraRank,
   qkRopeHeadDim,
-}: Pick<MlaShape, "kvLoraRank" | "qkRopeHeadDim">): Fp8TokenLayout {
+}: Pick<MlaDims, "kvLoraRank" | "qkRopeHeadDim">): Fp8TokenLayout {
   if (kvLoraRank % 4 !== 0)
     throw new ArgumentError(`kvLoraRank must be a multiple of 4 for 8-bit rows, got ${kvLoraRank}`);
   if (qkRopeHeadDim % 2 !== 0) {
@@ -30,7 +30,7 @@ export function fp8TokenLayout({
   return { scalesAt: kvLoraRank, ropeAt, numBytes: ropeAt + 2 * qkRopeHeadDim };
 }
 
-type TokenShape = Pick<MlaShape, "kvLoraRank" | "qkRopeHeadDim">;
+type TokenShape = Pick<MlaDims, "kvLoraRank" | "qkRopeHeadDim">;
 
 /** Rows [tokens, kvLoraRank + qkRopeHeadDim] as bytes [tokens, numBytes]. Throws ArgumentError for a length of no whole rows. */
 export function encodeFp8Tokens(shape: TokenShape, values: ArrayLike<number>): Uint8Array {

@@ -1,5 +1,23 @@
 /** Multi-head latent attention: decode and prefill over a latent cache, and what goes with it. */
 export {
+  AbsorbedMla,
+  type AbsorbedMlaArgs,
+  type AbsorbedMlaResult,
+  type AbsorbedMlaSpec,
+  type MlaQueries,
+} from "./absorbed.ts";
+export {
+  BatchMLAPagedAttention,
+  type BatchMlaArgs,
+  type BatchMlaResult,
+  type BatchMlaSpec,
+  type MlaForm,
+  type MlaSegment,
+  mlaAbsorbThreshold,
+} from "./batchMla.ts";
+export type { MlaCacheSpec, MlaCacheTensors, MlaStorage } from "./cache.ts";
+export { kvBProjRows, type MlaDims, mlaSoftmaxScale, validateMlaDims, type YarnMagnitude } from "./dims.ts";
+export {
   decodeFp8Tokens,
   encodeFp8Tokens,
   type Fp8TokenLayout,
@@ -11,9 +29,9 @@ export {
   type MlaReferenceOutputs,
   type MlaReferenceSpec,
   mlaReference,
-  type SparseMlaShape,
+  type SparseMlaDims,
   sparseMlaReference,
 } from "./pagedReference.ts";
 export { type MlaModuleOutputs, type MlaModuleSpec, type MlaModuleWeights, mlaModule } from "./reference.ts";
-export { kvBProjRows, type MlaShape, mlaSoftmaxScale, validateMlaShape, type YarnMagnitude } from "./shape.ts";
+export { SparseMla, type SparseMlaLists, type SparseMlaSpec } from "./sparse.ts";
 export { absorbIntoOutput, absorbIntoQueries } from "./weights.ts";

@@ -6,10 +6,10 @@ import { type AttentionBatch, tableOffset, validateAttentionBatch } from "../../
 import { headProjection } from "../../ops/headProjection/index.ts";
 import { type RopeSpec, ropeReference } from "../../ops/rope/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
-import type { MlaShape } from "./shape.ts";
+import type { MlaDims } from "./dims.ts";
 
 /** What of the attention has a meaning; the rest says how it is stored or computed. */
-export interface MlaReferenceSpec extends MlaShape {
+export interface MlaReferenceSpec extends MlaDims {
   readonly pageSize: number;
   readonly smScale: number;
   readonly causal: boolean;
@@ -91,14 +91,14 @@ export function mlaReference(
 }
 
 /** The dimensions and the scale that attention over whole cache rows needs. */
-export type SparseMlaShape = Pick<MlaReferenceSpec, "numHeads" | "kvLoraRank" | "qkRopeHeadDim" | "smScale">;
+export type SparseMlaDims = Pick<MlaReferenceSpec, "numHeads" | "kvLoraRank" | "qkRopeHeadDim" | "smScale">;
 
 /**
  * Every query row attends its own list of tokens: q [rows, numHeads, c + rope] meets rows [slots, c + rope] of the cache; values are their first
  * c channels. `indices` [rows, topk]: slots, -1 for none; entries from `lengths[row]` on count as none.
  */
 export function sparseMlaReference(
-  shape: SparseMlaShape,
+  shape: SparseMlaDims,
   inputs: {
     readonly q: ArrayLike<number>;
     readonly kvCache: ArrayLike<number>;
@@ -145,7 +145,7 @@ type Keys = Query;
 
 /** One head of one row: writes its latent sum and its LSE. */
 function attend(
-  { kvLoraRank, qkRopeHeadDim, smScale }: SparseMlaShape,
+  { kvLoraRank, qkRopeHeadDim, smScale }: SparseMlaDims,
   query: Query,
   keys: Keys,
   numKeys: number,
@@ -191,7 +191,7 @@ function rotated(
   return ropeReference(rope, x, positions, numHeads);
 }
 
-function emptyResults(numRows: number, { numHeads, kvLoraRank }: SparseMlaShape) {
+function emptyResults(numRows: number, { numHeads, kvLoraRank }: SparseMlaDims) {
   return {
     z: new Float64Array(numRows * numHeads * kvLoraRank),
     lse: new Float64Array(numRows * numHeads).fill(-Infinity),

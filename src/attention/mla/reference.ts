@@ -5,10 +5,10 @@
 import { matmul } from "../../ops/matmul/index.ts";
 import { rmsNorm } from "../../ops/rmsNorm/index.ts";
 import { type RopeSpec, ropeReference } from "../../ops/rope/index.ts";
-import type { MlaShape } from "./shape.ts";
+import type { MlaDims } from "./dims.ts";
 
 /** The layer of DeepSeek-V2 and V3 (arXiv 2405.04434) and of MiniCPM3. */
-export interface MlaModuleSpec extends MlaShape {
+export interface MlaModuleSpec extends MlaDims {
   readonly hiddenSize: number;
   /** Of a head of qkRopeHeadDim channels. */
   readonly rope: RopeSpec;

@@ -3,7 +3,7 @@
  * products a step and take 3.5 times the memory, so that layers rather absorb at run time; these are for comparison and for small layers.
  */
 import { ShapeError } from "../../tensor/index.ts";
-import { kvBProjRows, type MlaShape, validateMlaShape } from "./shape.ts";
+import { kvBProjRows, type MlaDims, validateMlaDims } from "./dims.ts";
 
 /**
  * W_UQ_UK [numHeads * kvLoraRank, q rank]: applied to the normed query latent it gives absorbed queries. Sums are in float64.
@@ -12,12 +12,8 @@ import { kvBProjRows, type MlaShape, validateMlaShape } from "./shape.ts";
  *   q latent give their q_proj.
  * @param kvBProj [numHeads * (qkNopeHeadDim + vHeadDim), kvLoraRank]
  */
-export function absorbIntoQueries(
-  shape: MlaShape,
-  qBProj: ArrayLike<number>,
-  kvBProj: ArrayLike<number>,
-): Float32Array {
-  validateMlaShape(shape);
+export function absorbIntoQueries(shape: MlaDims, qBProj: ArrayLike<number>, kvBProj: ArrayLike<number>): Float32Array {
+  validateMlaDims(shape);
   const { numHeads, kvLoraRank, qkNopeHeadDim, qkRopeHeadDim, vHeadDim } = shape;
   const qRank = rowLength("qBProj", qBProj, numHeads * (qkNopeHeadDim + qkRopeHeadDim));
   requireSize("kvBProj", kvBProj, kvBProjRows(shape), kvLoraRank);
@@ -43,8 +39,8 @@ export function absorbIntoQueries(
  * @param kvBProj [numHeads * (qkNopeHeadDim + vHeadDim), kvLoraRank]
  * @param oProj [hidden size, numHeads * vHeadDim]
  */
-export function absorbIntoOutput(shape: MlaShape, kvBProj: ArrayLike<number>, oProj: ArrayLike<number>): Float32Array {
-  validateMlaShape(shape);
+export function absorbIntoOutput(shape: MlaDims, kvBProj: ArrayLike<number>, oProj: ArrayLike<number>): Float32Array {
+  validateMlaDims(shape);
   const { numHeads, kvLoraRank, qkNopeHeadDim, vHeadDim } = shape;
   requireSize("kvBProj", kvBProj, kvBProjRows(shape), kvLoraRank);
   const width = numHeads * vHeadDim;

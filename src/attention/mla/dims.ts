@@ -3,7 +3,7 @@ import { requireInteger } from "../../ops/attention/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 
 /** Dimensions of an MLA layer, by the names of Hugging Face's configs (DeepSeek-V2, arXiv 2405.04434, table of section 2.1). */
-export interface MlaShape {
+export interface MlaDims {
   readonly numHeads: number;
   /** Channels of the cached latent `ckv` that all heads share: c. */
   readonly kvLoraRank: number;
@@ -16,14 +16,14 @@ export interface MlaShape {
 }
 
 /** Throws ArgumentError naming the dimension that is out of range. */
-export function validateMlaShape(shape: MlaShape): void {
+export function validateMlaDims(shape: MlaDims): void {
   for (const name of ["numHeads", "kvLoraRank", "qkNopeHeadDim", "vHeadDim"] as const)
     requireInteger(name, shape[name], 1);
   requireInteger("qkRopeHeadDim", shape.qkRopeHeadDim, 0);
 }
 
 /** Rows of `kv_b_proj`: for each head in turn qkNopeHeadDim rows of W_UK and vHeadDim rows of W_UV, kvLoraRank columns each. */
-export function kvBProjRows({ numHeads, qkNopeHeadDim, vHeadDim }: MlaShape): number {
+export function kvBProjRows({ numHeads, qkNopeHeadDim, vHeadDim }: MlaDims): number {
   return numHeads * (qkNopeHeadDim + vHeadDim);
 }
 

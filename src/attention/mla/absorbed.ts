@@ -1,0 +1,287 @@
+/**
+ * Attention of absorbed queries over a paged latent cache: one key/value head that all query heads share, keys of kvLoraRank +
+ * qkRopeHeadDim channels whose first kvLoraRank are the values. What turns queries into absorbed ones, and latent results into heads, is
+ * in batchMla.ts. DeepSeek-V2 (arXiv 2405.04434); FlashInfer's MLA decode; FlashMLA.
+ */
+import type { CpuDevice } from "../../devices/index.ts";
+import {
+  type AttentionBatch,
+  type AttentionSpec,
+  CpuAttentionPlan,
+  recordAttention,
+  requireInteger,
+} from "../../ops/attention/index.ts";
+import { recordCopyHeads } from "../../ops/copyHeads/index.ts";
+import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
+import { checkHeads, type HeadsTensor } from "../../ops/headProjection/index.ts";
+import type { Recorder } from "../../ops/recorder.ts";
+import { ArgumentError, formatShape, ShapeError } from "../../tensor/index.ts";
+import { allocateResult, type ResultTensor } from "../results.ts";
+import { checkHeads as checkRowsOfHeads, checkTensor, requireType } from "../tensors.ts";
+import { locateMlaCache, type MlaCacheSpec, type MlaCacheTensors, mlaStorages } from "./cache.ts";
+import type { MlaDims } from "./dims.ts";
+import { Workspace } from "./workspace.ts";
+
+/** What compiles a kernel, and how tokens are cached. The fields that are not here are AttentionSpec's. */
+export interface AbsorbedMlaSpec
+  extends Pick<MlaDims, "numHeads" | "kvLoraRank" | "qkRopeHeadDim">,
+    MlaCacheSpec,
+    Pick<
+      AttentionSpec,
+      "smScale" | "causal" | "slidingWindow" | "softCap" | "sinks" | "returnLse" | "lseBase" | "splitSize"
+    > {
+  /** The cache holds rope keys that are not rotated, and queries come so too: both are rotated when they are read. */
+  readonly rope?: { readonly style: "halves" | "interleaved" };
+}
+
+/** Queries in one tensor or in two parts. */
+export interface MlaQueries {
+  /** [rows, numHeads, kvLoraRank + qkRopeHeadDim] f32 */
+  readonly q?: RowsTensor;
+  /** [rows, numHeads, kvLoraRank] f32: queries times W_UK. */
+  readonly qLatent?: HeadsTensor;
+  /** [rows, numHeads, qkRopeHeadDim] f32; absent if that is 0. */
+  readonly qPe?: HeadsTensor;
+}
+
+/** The tensors of one layer. */
+export interface AbsorbedMlaArgs extends MlaQueries {
+  readonly cache: MlaCacheTensors;
+  /** [numRows, numHeads, kvLoraRank] f32; allocated if absent. */
+  readonly z?: RowsTensor;
+  /** [numRows, numHeads] f32; allocated if absent and the spec has returnLse. */
+  readonly lse?: DeviceTensor;
+  /** [numHeads] f32, for a spec with sinks. */
+  readonly sinks?: DeviceTensor;
+  /** [positions, qkRopeHeadDim] f32, rows as RopeTable writes them, for a spec with rope. */
+  readonly ropeTable?: DeviceTensor;
+  /** What cached latents and rope keys have been divided by; 1 by default. */
+  readonly ckvScale?: number;
+  readonly kpeScale?: number;
+}
+
+/** Tensors that were not given are allocated, and then the caller's to free. */
+export interface AbsorbedMlaResult {
+  /** [numRows, numHeads, kvLoraRank]; zeros for rows past the batch and rows that see no key. */
+  readonly z: ResultTensor;
+  /** [numRows, numHeads], -infinity for such rows; there if the spec has returnLse. */
+  readonly lse?: ResultTensor;
+}
+
+/** Attention over latents of one spec on one device: `plan` once a step, `record` once a layer. Memory only grows, until `release`. */
+export class AbsorbedMla {
+  readonly device: CpuDevice;
+  readonly spec: AbsorbedMlaSpec;
+  readonly #planned: CpuAttentionPlan;
+  readonly #workspace: Workspace;
+  readonly #ownsWorkspace: boolean;
+
+  /**
+   * Compiles the kernels. Throws ArgumentError for a spec that is out of range.
+   *
+   * @param workspace Shared with others that are recorded one after the other; its owner reserves "queries" before any of them records.
+   */
+  constructor(device: CpuDevice, spec: AbsorbedMlaSpec, workspace?: Workspace) {
+    this.device = device;
+    this.spec = spec;
+    this.#planned = new CpuAttentionPlan(device, attentionSpec(spec));
+    this.#ownsWorkspace = workspace === undefined;
+    this.#workspace = workspace ?? new Workspace(device);
+  }
+
+  /** Changes when commands recorded before the last `plan` cannot be run after it. */
+  get recordingKey(): string {
+    return `${this.#planned.recordingKey},${this.#workspace.key}`;
+  }
+
+  /** Plans a step; not while a run that uses the last plan is under way. Throws ArgumentError naming what does not fit. */
+  plan(batch: AttentionBatch): void {
+    this.#planned.update(batch);
+  }
+
+  /** Where absorbed queries may be written, to be given as `qLatent` without being copied: [numRows, numHeads, kvLoraRank]. */
+  queryLatents(): HeadsTensor {
+    return this.#queryPart(0, this.spec.kvLoraRank);
+  }
+
+  /**
+   * Records the attention of one layer. The first one of a step may allocate memory for the queries. Throws ShapeError or ArgumentError naming
+   * the tensor that does not fit.
+   */
+  record(recorder: Recorder, args: AbsorbedMlaArgs): AbsorbedMlaResult {
+    if (recorder.device !== this.device) throw new ArgumentError("record: the recorder belongs to another device");
+    const { spec } = this;
+    const { numHeads, kvLoraRank } = spec;
+    const { numRows, numPages } = this.#planned.plan.batch;
+    const { ckv, kpe } = locateMlaCache(spec, args.cache, numPages);
+    const ckvScale = checkScale("ckvScale", args.ckvScale);
+    const kpeScale = checkScale("kpeScale", args.kpeScale);
+    if (args.z) checkRowsOfHeads("z", args.z, numRows, numHeads, kvLoraRank);
+    if (args.lse) checkLse(spec, args.lse, numRows);
+    const sinks = checkSinks(spec, args.sinks);
+    const ropeTable = checkRopeTable(spec, args.ropeTable, this.#planned.plan.batch);
+    const q = this.#assemble(recorder, args, kpeScale / ckvScale);
+    const z = args.z ?? allocateResult(this.device, "mla latents", [numRows, numHeads, kvLoraRank]);
+    const lse = spec.returnLse ? (args.lse ?? allocateResult(this.device, "mla lse", [numRows, numHeads])) : undefined;
+    recordAttention(recorder, this.#planned, {
+      q: q.pointer,
+      qRowStride: q.rowStride,
+      kPages: ckv.pointer,
+      kStrides: ckv.strides,
+      kScales: ckv.scales,
+      kScaleStrides: ckv.scaleStrides,
+      vPages: kpe.pointer,
+      vStrides: kpe.strides,
+      out: z.pointer,
+      outRowStride: z.rowStride,
+      lse: lse?.pointer,
+      sinks,
+      ropeTable,
+      kScale: ckvScale,
+      vScale: ckvScale,
+    });
+    return { z, lse };
+  }
+
+  /** Gives the device memory back. */
+  release(): void {
+    this.#planned.release();
+    if (this.#ownsWorkspace) this.#workspace.release();
+  }
+
+  /** Queries in one tensor. A scale of the rope keys alone goes to the queries that meet them. */
+  #assemble(recorder: Recorder, { q, qLatent, qPe }: MlaQueries, ropeFactor: number): RowsTensor {
+    const { numHeads, kvLoraRank, qkRopeHeadDim } = this.spec;
+    const { queryIndptr, numSeqs } = this.#planned.plan.batch;
+    const numTokens = queryIndptr[numSeqs];
+    const width = kvLoraRank + qkRopeHeadDim;
+    if (q) {
+      if (qLatent || qPe) throw new ArgumentError("q must be absent where qLatent or qPe is given");
+      const rowStride = checkRowsOfHeads("q", q, numTokens, numHeads, width);
+      if (ropeFactor === 1 || qkRopeHeadDim === 0) return { ...q, rowStride };
+      const part = (first: number, channels: number): HeadsTensor => {
+        return {
+          type: "f32",
+          pointer: q.pointer + first * 4,
+          shape: [q.shape[0], numHeads, channels],
+          rowStride,
+          headStride: width,
+        };
+      };
+      return this.#assemble(
+        recorder,
+        { qLatent: part(0, kvLoraRank), qPe: part(kvLoraRank, qkRopeHeadDim) },
+        ropeFactor,
+      );
+    }
+    if (!qLatent) throw new ArgumentError("q or qLatent must be given");
+    if ((qPe === undefined) !== (qkRopeHeadDim === 0)) {
+      throw new ArgumentError(`qPe must be given exactly if qkRopeHeadDim is not 0, which is ${qkRopeHeadDim}`);
+    }
+    checkHeads("qLatent", qLatent, numTokens, numHeads, kvLoraRank);
+    if (qLatent.pointer !== this.#workspace.pointer("queries")) {
+      const copy = { x: qLatent, out: this.queryLatents(), numTokens };
+      recordCopyHeads(recorder, { channels: kvLoraRank }, copy, { overlap: qPe !== undefined });
+    }
+    if (qPe) {
+      checkHeads("qPe", qPe, numTokens, numHeads, qkRopeHeadDim);
+      const out = this.#queryPart(kvLoraRank, qkRopeHeadDim);
+      recordCopyHeads(recorder, { channels: qkRopeHeadDim }, { x: qPe, out, numTokens, factor: ropeFactor });
+    }
+    return this.#queryPart(0, width);
+  }
+
+  get #queryRow(): number {
+    return this.spec.numHeads * (this.spec.kvLoraRank + this.spec.qkRopeHeadDim);
+  }
+
+  #queryPart(first: number, channels: number): HeadsTensor & RowsTensor {
+    const { numHeads } = this.spec;
+    const row = this.#queryRow;
+    const { numRows } = this.#planned.plan.batch;
+    this.#workspace.reserve("queries", numRows * row);
+    const shape = [numRows, numHeads, channels];
+    return {
+      type: "f32",
+      pointer: this.#workspace.pointer("queries") + first * 4,
+      shape,
+      rowStride: row,
+      headStride: row / numHeads,
+    };
+  }
+}
+
+/** The attention that the kernels run. */
+function attentionSpec(spec: AbsorbedMlaSpec): AttentionSpec {
+  const { numHeads, kvLoraRank, qkRopeHeadDim, rope } = spec;
+  requireInteger("numHeads", numHeads, 1);
+  requireInteger("kvLoraRank", kvLoraRank, 1);
+  requireInteger("qkRopeHeadDim", qkRopeHeadDim, 0);
+  if (rope && qkRopeHeadDim === 0) throw new ArgumentError("rope must be absent for qkRopeHeadDim = 0");
+  const { latent, rope: ropeStorage } = mlaStorages(spec);
+  const { smScale, causal, slidingWindow, softCap, sinks, returnLse, lseBase, splitSize, pageSize } = spec;
+  return {
+    headDim: kvLoraRank + qkRopeHeadDim,
+    headDimV: kvLoraRank,
+    numQHeads: numHeads,
+    numKvHeads: 1,
+    mla: { ropeDim: qkRopeHeadDim },
+    pageSize,
+    storage: latent,
+    valueStorage: ropeStorage,
+    rope: rope && { style: rope.style, dim: qkRopeHeadDim, offset: kvLoraRank, queries: true },
+    ...{ smScale, causal, slidingWindow, softCap, sinks, returnLse, lseBase, splitSize },
+  };
+}
+
+/** Throws ArgumentError unless a factor of stored numbers is finite and positive. */
+export function checkScale(name: string, scale = 1): number {
+  if (scale > 0 && scale < Infinity) return scale;
+  throw new ArgumentError(`${name} must be a finite positive number, got ${scale}`);
+}
+
+/** Throws unless the tensor takes the LSE of every row, and the spec returns one. */
+export function checkLse(
+  { numHeads, returnLse }: Pick<AbsorbedMlaSpec, "numHeads" | "returnLse">,
+  lse: DeviceTensor,
+  numRows: number,
+): void {
+  if (!returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
+  requireType("lse", lse, "f32");
+  if (lse.shape.length !== 2 || lse.shape[0] < numRows || lse.shape[1] !== numHeads) {
+    throw new ShapeError(`lse must have shape [at least ${numRows}, ${numHeads}], got ${formatShape(lse.shape)}`);
+  }
+}
+
+/** Address of the sinks. Throws unless they are given exactly if the spec has them. */
+export function checkSinks(
+  { numHeads, sinks: isUsed = false }: Pick<AbsorbedMlaSpec, "numHeads" | "sinks">,
+  sinks: DeviceTensor | undefined,
+): number | undefined {
+  if (isUsed !== (sinks !== undefined)) {
+    throw new ArgumentError(`sinks must be ${isUsed ? "given because the spec has" : "absent: the spec lacks"} sinks`);
+  }
+  if (sinks) checkTensor("sinks", sinks, "f32", [numHeads]);
+  return sinks?.pointer;
+}
+
+/** Address of the table. Throws unless it is given exactly if the spec has rope, and reaches every position of the batch. */
+export function checkRopeTable(
+  { qkRopeHeadDim, rope }: Pick<AbsorbedMlaSpec, "qkRopeHeadDim" | "rope">,
+  table: DeviceTensor | undefined,
+  { numSeqs, kvLens, positionOffsets }: AttentionBatch,
+): number | undefined {
+  if ((rope === undefined) !== (table === undefined)) {
+    throw new ArgumentError(`ropeTable must be ${rope ? "given because the spec has" : "absent: the spec lacks"} rope`);
+  }
+  if (!table) return undefined;
+  let positions = 0;
+  for (let s = 0; s < numSeqs; s++) positions = Math.max(positions, kvLens[s] + (positionOffsets?.[s] ?? 0));
+  requireType("ropeTable", table, "f32");
+  if (table.shape.length !== 2 || table.shape[0] < positions || table.shape[1] !== qkRopeHeadDim) {
+    throw new ShapeError(
+      `ropeTable must have shape [at least ${positions}, ${qkRopeHeadDim}], got ${formatShape(table.shape)}`,
+    );
+  }
+  return table.pointer;
+}

@@ -1,0 +1,316 @@
+/**
+ * Attention with keys and values of every head rebuilt from the latents: what a step of many new tokens does, because it multiplies fewer
+ * numbers than absorbed queries would. Long contexts are rebuilt in chunks, and the results merged by their LSE, as vLLM's chunked prefill
+ * does; how they are cut is in rebuiltParts.ts.
+ */
+import type { CpuDevice } from "../../devices/index.ts";
+import {
+  type AttentionBatch,
+  type AttentionSpec,
+  CpuAttentionPlan,
+  recordAttention,
+  requireInteger,
+} from "../../ops/attention/index.ts";
+import { recordCopyHeads } from "../../ops/copyHeads/index.ts";
+import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
+import { recordGatherSlots } from "../../ops/gatherSlots/index.ts";
+import { checkHeads, type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
+import { type MergeStatesSpec, recordApplySinks, recordMergeStateInPlace } from "../../ops/mergeStates/index.ts";
+import type { Recorder } from "../../ops/recorder.ts";
+import { ropeKernel } from "../../ops/rope/index.ts";
+import { ArgumentError } from "../../tensor/index.ts";
+import { type AbsorbedMlaSpec, checkRopeTable, checkScale, checkSinks } from "./absorbed.ts";
+import { type LatentRows, locateMlaCache, type MlaCacheTensors } from "./cache.ts";
+import { type MlaDims, validateMlaDims } from "./dims.ts";
+import { cutIntoParts, type RebuiltPart, type RebuiltParts } from "./rebuiltParts.ts";
+import { Workspace } from "./workspace.ts";
+
+/** What compiles a kernel, and how tokens are cached. */
+export interface RebuiltMlaSpec
+  extends MlaDims,
+    Pick<
+      AbsorbedMlaSpec,
+      "pageSize" | "storage" | "ropeStorage" | "smScale" | "causal" | "sinks" | "lseBase" | "rope"
+    > {
+  /** Tokens whose keys and values are held rebuilt at a time. */
+  readonly rebuiltTokens: number;
+}
+
+/** The tensors of one layer; all are needed but those that the spec says are not. */
+export interface RebuiltMlaArgs {
+  /** [rows, numHeads, qkNopeHeadDim] f32 */
+  readonly qNope: HeadsTensor;
+  /** [rows, numHeads, qkRopeHeadDim] f32; absent if that is 0. */
+  readonly qPe?: HeadsTensor;
+  readonly cache: MlaCacheTensors;
+  /** [numHeads * (qkNopeHeadDim + vHeadDim), kvLoraRank] f32 */
+  readonly kvBProj: DeviceTensor;
+  /** [numRows, numHeads, vHeadDim] f32 */
+  readonly o: RowsTensor;
+  /** [numRows, numHeads] f32 */
+  readonly lse: RowsTensor;
+  readonly sinks?: DeviceTensor;
+  readonly ropeTable?: DeviceTensor;
+  readonly ckvScale?: number;
+  readonly kpeScale?: number;
+}
+
+/** Rebuilt attention of one spec on one device: `plan` once a step, `record` once a layer. */
+export class RebuiltMla {
+  readonly device: CpuDevice;
+  readonly spec: RebuiltMlaSpec;
+  readonly #workspace: Workspace;
+  readonly #lists: Workspace;
+  readonly #plans: { readonly own: CpuAttentionPlan[]; readonly context: CpuAttentionPlan[] } = {
+    own: [],
+    context: [],
+  };
+  #step: { readonly batch: AttentionBatch; readonly parts: RebuiltParts } | undefined;
+
+  /** Throws ArgumentError for a spec that is out of range. The workspace is the caller's to release. */
+  constructor(device: CpuDevice, spec: RebuiltMlaSpec, workspace: Workspace) {
+    validateMlaDims(spec);
+    requireInteger("rebuiltTokens", spec.rebuiltTokens, 1);
+    this.device = device;
+    this.spec = spec;
+    this.#workspace = workspace;
+    this.#lists = new Workspace(device);
+    this.#plans.own.push(new CpuAttentionPlan(device, attentionSpec(spec, "own")));
+  }
+
+  /** Changes when commands recorded before the last `plan` cannot be run after it. */
+  get recordingKey(): string {
+    const { own = [], context = [] } = this.#step?.parts ?? {};
+    const parts = [...own, ...context].map(
+      ({ firstRow, firstToken, numTokens }) => `${firstRow},${firstToken},${numTokens}`,
+    );
+    const plans = [...this.#plans.own.slice(0, own.length), ...this.#plans.context.slice(0, context.length)];
+    return [...parts, ...plans.map((plan) => plan.recordingKey), this.#lists.key, this.#workspace.key].join(";");
+  }
+
+  /** Plans a step whose lengths and pages have been checked. Not while a run that uses the last plan is under way. */
+  plan(batch: AttentionBatch): void {
+    const { numHeads, kvLoraRank, qkNopeHeadDim, qkRopeHeadDim, vHeadDim, pageSize, rebuiltTokens } = this.spec;
+    const parts = cutIntoParts(batch, pageSize, rebuiltTokens);
+    for (const kind of ["own", "context"] as const) {
+      for (const [index, part] of parts[kind].entries()) {
+        this.#plans[kind][index] ??= new CpuAttentionPlan(this.device, attentionSpec(this.spec, kind));
+        this.#plans[kind][index].update(part.batch);
+      }
+    }
+    this.#lists.write("slots", parts.slots);
+    this.#lists.write("positions", parts.positions);
+    this.#lists.write("query positions", queryPositions(batch));
+    const headDim = qkNopeHeadDim + qkRopeHeadDim;
+    this.#workspace.reserve("queries", batch.numRows * numHeads * headDim);
+    this.#workspace.reserve("latents", parts.maxTokens * kvLoraRank);
+    this.#workspace.reserve("rope keys", parts.maxTokens * qkRopeHeadDim);
+    this.#workspace.reserve("keys", parts.maxTokens * numHeads * headDim);
+    this.#workspace.reserve("values", parts.maxTokens * numHeads * vHeadDim);
+    this.#workspace.reserve("partial out", parts.maxContextRows * numHeads * vHeadDim);
+    this.#workspace.reserve("partial lse", parts.maxContextRows * numHeads);
+    this.#step = { batch, parts };
+  }
+
+  /** Records the attention of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit. */
+  record(recorder: Recorder, args: RebuiltMlaArgs): void {
+    if (!this.#step) throw new ArgumentError("record: plan was never called");
+    const { batch, parts } = this.#step;
+    const { spec } = this;
+    const { numHeads, vHeadDim, lseBase } = spec;
+    const cache = locateMlaCache(spec, args.cache, batch.numPages);
+    const ckvScale = checkScale("ckvScale", args.ckvScale);
+    const kpeScale = checkScale("kpeScale", args.kpeScale);
+    const ropeTable = checkRopeTable(spec, args.ropeTable, batch);
+    checkSinks(spec, args.sinks);
+    const q = this.#assemble(recorder, args, { ckvScale, kpeScale, ropeTable });
+    const qRow = numHeads * (spec.qkNopeHeadDim + spec.qkRopeHeadDim);
+    const merge: MergeStatesSpec = { numHeads, headDim: vHeadDim, lseBase };
+    for (const kind of ["own", "context"] as const) {
+      for (const [index, part] of parts[kind].entries()) {
+        this.#rebuild(recorder, args, part, cache, ropeTable);
+        const rows = part.batch.numRows;
+        const [o, lse] = [rowsFrom(args.o, part.firstRow), rowsFrom(args.lse, part.firstRow)];
+        const partialOut = this.#workspace.tensor("partial out", [rows, numHeads, vHeadDim]);
+        const partialLse = this.#workspace.tensor("partial lse", [rows, numHeads]);
+        recordAttention(recorder, this.#plans[kind][index], {
+          q: q.pointer + part.firstRow * qRow * 4,
+          kPages: this.#workspace.pointer("keys"),
+          vPages: this.#workspace.pointer("values"),
+          out: kind === "own" ? o.pointer : partialOut.pointer,
+          outRowStride: kind === "own" ? o.rowStride : undefined,
+          lse: kind === "own" ? lse.pointer : partialLse.pointer,
+          vScale: ckvScale,
+        });
+        if (kind === "own") continue;
+        const states = { v: o, s: lse, vOther: partialOut, sOther: partialLse, numRows: rows };
+        recordMergeStateInPlace(recorder, merge, states);
+      }
+    }
+    if (args.sinks) {
+      recordApplySinks(recorder, merge, { out: args.o, lse: args.lse, sinks: args.sinks, numRows: batch.numRows });
+    }
+  }
+
+  /** Gives the plan's device memory back; the workspace stays. */
+  release(): void {
+    for (const plan of [...this.#plans.own, ...this.#plans.context]) plan.release();
+    this.#lists.release();
+  }
+
+  /** Both parts of the queries side by side, rotated if the cache is not; a scale of latents and one of rope keys go to what meets them. */
+  #assemble(
+    recorder: Recorder,
+    { qNope, qPe }: RebuiltMlaArgs,
+    scales: { readonly ckvScale: number; readonly kpeScale: number; readonly ropeTable: number | undefined },
+  ): DeviceTensor {
+    const { numHeads, qkNopeHeadDim, qkRopeHeadDim } = this.spec;
+    const { numRows, numSeqs, queryIndptr } = this.#batch;
+    const numTokens = queryIndptr[numSeqs];
+    const width = qkNopeHeadDim + qkRopeHeadDim;
+    const queries = this.#workspace.tensor("queries", [numRows, numHeads, width]);
+    const part = (first: number, channels: number): HeadsTensor => {
+      return {
+        ...queries,
+        pointer: queries.pointer + first * 4,
+        shape: [numRows, numHeads, channels],
+        rowStride: numHeads * width,
+        headStride: width,
+      };
+    };
+    if ((qPe === undefined) !== (qkRopeHeadDim === 0)) {
+      throw new ArgumentError(`qPe must be given exactly if qkRopeHeadDim is not 0, which is ${qkRopeHeadDim}`);
+    }
+    checkHeads("qNope", qNope, numTokens, numHeads, qkNopeHeadDim);
+    const copy = { x: qNope, out: part(0, qkNopeHeadDim), numTokens, factor: scales.ckvScale };
+    recordCopyHeads(recorder, { channels: qkNopeHeadDim }, copy, { overlap: qPe !== undefined });
+    if (!qPe) return queries;
+    checkHeads("qPe", qPe, numTokens, numHeads, qkRopeHeadDim);
+    const rope = part(qkNopeHeadDim, qkRopeHeadDim);
+    recordCopyHeads(recorder, { channels: qkRopeHeadDim }, { x: qPe, out: rope, numTokens, factor: scales.kpeScale });
+    if (scales.ropeTable !== undefined) {
+      const positions = this.#lists.pointer("query positions");
+      this.#rotate(
+        recorder,
+        { x: rope.pointer, positions, table: scales.ropeTable, numHeads, headDim: width },
+        numTokens,
+      );
+    }
+    return queries;
+  }
+
+  /** Keys [tokens, numHeads, qkNopeHeadDim + qkRopeHeadDim] and values [tokens, numHeads, vHeadDim] of a part. */
+  #rebuild(
+    recorder: Recorder,
+    { kvBProj }: RebuiltMlaArgs,
+    { firstToken, numTokens }: RebuiltPart,
+    cache: { readonly ckv: LatentRows; readonly kpe: LatentRows },
+    ropeTable: number | undefined,
+  ): void {
+    if (numTokens === 0) return;
+    const { numHeads, kvLoraRank: columns, qkNopeHeadDim, qkRopeHeadDim, vHeadDim } = this.spec;
+    const width = qkNopeHeadDim + qkRopeHeadDim;
+    const latents = this.#workspace.tensor("latents", [numTokens, columns]);
+    const ropeKeys = this.#workspace.tensor("rope keys", [numTokens, qkRopeHeadDim]);
+    this.#gather(recorder, cache.ckv, latents, firstToken, qkRopeHeadDim > 0);
+    if (qkRopeHeadDim > 0) this.#gather(recorder, cache.kpe, ropeKeys, firstToken, false);
+    if (ropeTable !== undefined) {
+      const positions = this.#lists.pointer("positions") + firstToken * 4;
+      this.#rotate(
+        recorder,
+        { x: ropeKeys.pointer, positions, table: ropeTable, numHeads: 1, headDim: qkRopeHeadDim },
+        numTokens,
+      );
+    }
+    const x: HeadsTensor = { ...latents, shape: [numTokens, numHeads, columns], headStride: 0 };
+    const keys = this.#workspace.tensor("keys", [numTokens, numHeads, qkNopeHeadDim]);
+    const out: HeadsTensor = { ...keys, headStride: width };
+    const headRows = qkNopeHeadDim + vHeadDim;
+    const expandKeys = { kind: "expand", rows: qkNopeHeadDim, columns } as const;
+    recordHeadProjection(recorder, expandKeys, { x, weight: kvBProj, headRows, out }, { overlap: true });
+    if (qkRopeHeadDim > 0) {
+      const shape = [numTokens, numHeads, qkRopeHeadDim];
+      const tails: HeadsTensor = { ...out, pointer: keys.pointer + qkNopeHeadDim * 4, shape };
+      recordCopyHeads(
+        recorder,
+        { channels: qkRopeHeadDim },
+        { x: { ...ropeKeys, shape, headStride: 0 }, out: tails },
+        { overlap: true },
+      );
+    }
+    const values = this.#workspace.tensor("values", [numTokens, numHeads, vHeadDim]);
+    const expandValues = { kind: "expand", rows: vHeadDim, columns } as const;
+    recordHeadProjection(recorder, expandValues, {
+      x,
+      weight: kvBProj,
+      firstRow: qkNopeHeadDim,
+      headRows,
+      out: values,
+    });
+  }
+
+  #gather(recorder: Recorder, rows: LatentRows, out: DeviceTensor, firstToken: number, overlap: boolean): void {
+    const { storage, channels, pointer, ...places } = rows;
+    const slots: DeviceTensor = {
+      pointer: this.#lists.pointer("slots") + firstToken * 4,
+      shape: [out.shape[0]],
+      type: "i32",
+    };
+    const spec = { storage, channels, pageSize: this.spec.pageSize };
+    recordGatherSlots(recorder, spec, { pages: pointer, ...places, slots, out }, { overlap });
+  }
+
+  /** Rotates the first channels of heads that are `headDim` apart, in place. */
+  #rotate(
+    { commands }: Recorder,
+    args: { x: number; positions: number; table: number; numHeads: number; headDim: number },
+    numRows: number,
+  ): void {
+    const { rope, qkRopeHeadDim: rotaryDim } = this.spec;
+    if (!rope) return;
+    const { headDim, numHeads, ...pointers } = args;
+    const kernel = this.device.compile(ropeKernel, { headDim, rotaryDim, style: rope.style });
+    commands.launch(kernel, { ...pointers, numHeads, rowStride: numHeads * headDim }, numRows);
+  }
+
+  get #batch(): AttentionBatch {
+    if (!this.#step) throw new ArgumentError("record: plan was never called");
+    return this.#step.batch;
+  }
+}
+
+/** Rows of a tensor from one on. */
+export function rowsFrom(tensor: RowsTensor, row: number): RowsTensor & { readonly rowStride: number } {
+  const [numRows, ...inner] = tensor.shape;
+  const { rowStride = inner.reduce((product, extent) => product * extent, 1) } = tensor;
+  return { ...tensor, pointer: tensor.pointer + row * rowStride * 4, shape: [numRows - row, ...inner], rowStride };
+}
+
+/** The attention over the new tokens of sequences, or over a part of what is before them. */
+function attentionSpec(spec: RebuiltMlaSpec, kind: "own" | "context"): AttentionSpec {
+  const { numHeads, qkNopeHeadDim, qkRopeHeadDim, vHeadDim, smScale, lseBase } = spec;
+  return {
+    headDim: qkNopeHeadDim + qkRopeHeadDim,
+    headDimV: vHeadDim,
+    numQHeads: numHeads,
+    numKvHeads: numHeads,
+    storage: "f32",
+    causal: spec.causal && kind === "own",
+    smScale,
+    lseBase,
+    returnLse: true,
+  };
+}
+
+/** Absolute position of every query of the batch. */
+function queryPositions({ numSeqs, queryIndptr, kvLens, positionOffsets }: AttentionBatch): Int32Array {
+  const positions = new Int32Array(queryIndptr[numSeqs]);
+  for (let s = 0; s < numSeqs; s++) {
+    const first = (positionOffsets?.[s] ?? 0) + kvLens[s] - (queryIndptr[s + 1] - queryIndptr[s]);
+    for (let row = queryIndptr[s]; row < queryIndptr[s + 1]; row++) {
+      // Queries before key 0 see nothing; their position only has to be in the table.
+      positions[row] = Math.max(0, first + row - queryIndptr[s]);
+    }
+  }
+  return positions;
+}

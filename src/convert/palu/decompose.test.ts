@@ -99,6 +99,38 @@ describe.each(granularities)("decompose by %s", (_name, numGroups) => {
   });
 });
 
+describe("weights of any shape and rank", () => {
+  it("come back at full rank, and are otherwise missed by what is dropped", () => {
+    const shapes = fc.record({
+      numGroups: fc.integer({ min: 1, max: 4 }),
+      groupDim: fc.integer({ min: 1, max: 12 }),
+      inFeatures: fc.integer({ min: 1, max: 16 }),
+      // Of the weight itself: below the group's dimension, some singular values are zeros.
+      weightRank: fc.integer({ min: 1, max: 16 }),
+      scale: fc.constantFrom(1e-6, 1, 1e4),
+      seed: fc.integer({ min: 1, max: 1e6 }),
+    });
+    const wanted = fc.integer({ min: 1, max: 12 });
+    fc.assert(
+      fc.property(shapes, wanted, ({ numGroups, groupDim, inFeatures, weightRank, scale, seed }, rank) => {
+        const left = random(numGroups * groupDim, weightRank, seed, 0);
+        const product = multiply(left, random(weightRank, inFeatures, seed + 1));
+        const weight: Matrix = { ...product, values: product.values.map((value) => value * scale) };
+        const largest = Math.min(groupDim, inFeatures);
+        const full = decompose(weight, { numGroups, ranks: Array<number>(numGroups).fill(largest) });
+        const ranks = Array<number>(numGroups).fill(Math.min(rank, largest));
+        const truncated = decompose(weight, { numGroups, ranks });
+        for (const g of full.keys()) {
+          const size = Math.hypot(...full[g].singularValues);
+          expect(frobeniusNorm(residual(weight, full, g))).toBeLessThanOrEqual(1e-13 * size);
+          const dropped = Math.hypot(...full[g].singularValues.subarray(ranks[g]));
+          expect(Math.abs(frobeniusNorm(residual(weight, truncated, g)) - dropped)).toBeLessThanOrEqual(1e-13 * size);
+        }
+      }),
+    );
+  });
+});
+
 describe("whitened against plain decomposition", () => {
   it("is never worse on the calibration inputs, for random weights, inputs, groups and ranks", () => {
     const shape = fc.record({

@@ -75,7 +75,7 @@ export {
 export { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
 /** Masks of single pairs, for `customMask`. */
 export { type MaskLengths, packedIndptr, packMask, packVisible, treeMask, unpackMask } from "./masks.ts";
-export { type AttentionResult, freeResult, type ResultTensor } from "./results.ts";
+export { type AttentionResult, freeResult, type ResultTensor, runRecorded } from "./results.ts";
 export type { KvLayout, KvTensors, StridedTensor } from "./tensors.ts";
 export {
   VariableBlockSparseAttention,

@@ -7,11 +7,13 @@ import {
   BatchAttention,
   type BatchAttentionArgs,
   type BatchAttentionSpec,
+  runRecorded,
 } from "../attention/index.ts";
 import type { CpuDevice } from "../devices/index.ts";
 import type { AttentionBatch, ElementStorage } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
-import { ArgumentError, ShapeError } from "../tensor/index.ts";
+import type { Recorder } from "../ops/recorder.ts";
+import { ArgumentError, type ElementType, ShapeError } from "../tensor/index.ts";
 
 /** What every adapter takes besides the original's arguments. */
 export interface CompatOptions {
@@ -21,18 +23,22 @@ export interface CompatOptions {
   readonly checkPages?: boolean;
 }
 
-/** Plans, runs and releases. Rejects with what the three throw. */
+/** Plans, runs and releases. Rejects with what the three throw. What `before` records runs before the attention. */
 export async function attendOnce(
   device: CpuDevice,
   spec: BatchAttentionSpec,
   batch: AttentionBatch,
   args: BatchAttentionArgs,
   { checkPages }: CompatOptions,
+  before?: (recorder: Recorder) => void,
 ): Promise<AttentionResult> {
   const attention = new BatchAttention(device, spec);
   try {
     attention.plan(batch, { checkPages });
-    return await attention.run(args);
+    return await runRecorded(device, (recorder) => {
+      before?.(recorder);
+      return attention.record(recorder, args);
+    });
   } finally {
     attention.release();
   }
@@ -56,6 +62,11 @@ export function floatStorage(name: string, { type }: DeviceTensor): ElementStora
 export function requireAxes(name: string, { shape }: DeviceTensor, words: string): void {
   if (shape.length === words.split(", ").length) return;
   throw new ShapeError(`${name}.shape = [${shape.join(", ")}] must be [${words}]`);
+}
+
+/** Throws ArgumentError unless the tensor is of this type. */
+export function requireType(name: string, { type }: DeviceTensor, expected: ElementType): void {
+  if (type !== expected) throw new ArgumentError(`${name}.type = ${type} must be ${expected}`);
 }
 
 /** Throws ArgumentError unless the query heads are a multiple of the key/value heads. */

@@ -12,3 +12,11 @@ export {
   raggedPagedAttentionV1,
   raggedPagedAttentionV2,
 } from "./raggedPagedAttention.ts";
+export {
+  type RaggedPagedAttentionV3Hd64Options,
+  type RaggedPagedAttentionV3Options,
+  type RaggedPagedAttentionV3Result,
+  raggedPagedAttentionV3,
+  raggedPagedAttentionV3Hd64,
+} from "./raggedPagedAttentionV3.ts";
+export type { BlockSizes, V3Tuning } from "./raggedV3Checks.ts";

@@ -1,3 +1,4 @@
+import * as fc from "fast-check";
 import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { bitsOf, normals, type TestDevice, testDevices, worstError } from "../../test/ops/testDevice.ts";
 import { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
@@ -219,6 +220,45 @@ describe.each(Object.entries(testDevices))("cascade attention on %s", (_name, cr
     const { out, lse } = onReference(spec, given);
     expectEqual(test.readF32(args.out), out);
     expectEqual(test.readF32(args.lse), lse);
+  });
+
+  it("equals flat attention for any tree of prefixes", async () => {
+    const kvLen = fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 90 }));
+    const leaf = fc.tuple(fc.integer({ min: 0, max: 9 }), fc.integer({ min: 0, max: 40 }));
+    const branches = fc.array(fc.tuple(kvLen, fc.array(leaf, { minLength: 1, maxLength: 3 })), {
+      minLength: 1,
+      maxLength: 3,
+    });
+    const roots = fc.array(fc.tuple(kvLen, branches), { minLength: 1, maxLength: 2 });
+    const specs = fc.constantFrom<CascadeSpec>(
+      { ...base, splitSize: 32 },
+      { ...base, splitSize: 32, numQHeads: 4, storage: "f32", lseBase: "2", softCap: 2, headDim: 10, headDimV: 7 },
+    );
+    await fc.assert(
+      fc.asyncProperty(roots, specs, async (tree, spec) => {
+        const middle = tree.flatMap(([, children]) => children);
+        const leaves = middle.flatMap(([, children]) => children);
+        const given = cascadeCase(
+          spec,
+          [
+            tree.map(([length, children]) => ({ members: children.length, kvLen: length })),
+            middle.map(([length, children]) => ({ members: children.length, kvLen: length })),
+            leaves.map(([members, context]) => ({ members, kvLen: members + context })),
+          ],
+          1,
+        );
+        const attention = cascade(3, spec);
+        attention.plan(given.levels);
+        const args = tensors(spec, given);
+        await attention.run(args);
+        const { out, lse } = onReference(spec, given);
+        expectEqual(test.readF32(args.out), out);
+        expectEqual(test.readF32(args.lse), lse);
+        attention.release();
+        test.clear();
+      }),
+      { numRuns: 20, seed: 3 },
+    );
   });
 
   it.each(["e", "2"] as const)("applies sinks once, at the end, base %s", async (lseBase) => {

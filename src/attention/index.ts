@@ -38,6 +38,19 @@ export {
 } from "../ops/appendMla/index.ts";
 /** Attention: the contract and its checks, strides of the page layouts, the plan of a step, and the recording of a layer. */
 export * from "../ops/attention/index.ts";
+/** Updates of a cache by slices or by slots, and the slots of a step's new tokens from ragged lengths and page lists. */
+export {
+  checkSlices,
+  getBatchIndicesPositions,
+  getSeqLens,
+  type KvCacheUpdateArgs,
+  type KvCacheUpdateSpec,
+  type ReshapeAndCacheArgs,
+  recordKvCacheUpdate,
+  recordReshapeAndCache,
+  slotMappingOf,
+  type TokenPlaces,
+} from "../ops/cacheUpdate/index.ts";
 /** Copies of whole pages, for copy-on-write. */
 export { type CopyPagesArgs, type PageBuffer, recordCopyPages } from "../ops/copyPages/index.ts";
 /** Arrays in device memory, and where an operation is recorded. */

@@ -10,6 +10,7 @@ import {
 import { appendKvKernel } from "../ops/appendKv/index.ts";
 import { storeLatentsKernel } from "../ops/appendLatent/index.ts";
 import { attentionKernel, attentionMergeKernel } from "../ops/attention/index.ts";
+import { kvCacheUpdateKernel } from "../ops/cacheUpdate/index.ts";
 import { copyHeadsKernel } from "../ops/copyHeads/index.ts";
 import { copyPagesKernel } from "../ops/copyPages/index.ts";
 import { elementwiseKernel } from "../ops/elementwise/index.ts";
@@ -79,6 +80,7 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(packPanels, { type: "Q8_0", columns: 256 }),
   entry(ropeKernel, { headDim: 32, rotaryDim: 32, style: "interleaved" }),
   entry(appendKvKernel, { numKvHeads: 2, headDim: 32, storage: "f16" }),
+  entry(kvCacheUpdateKernel, { numHeads: 4, headDim: 32, storage: "f16" }),
   entry(storeLatentsKernel, {
     storage: { kind: "grouped", bits: 4, groupSize: 32 },
     source: "f32",

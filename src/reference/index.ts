@@ -22,6 +22,8 @@ export {
   type PageStrides,
   type ReferenceSpec,
 } from "../ops/attention/index.ts";
+/** Slices of new rows to a cache, bit for bit. */
+export { type KvCacheUpdateSpec, kvCacheUpdate } from "../ops/cacheUpdate/index.ts";
 /** Copies of whole cache pages, in order. */
 export { copyPages } from "../ops/copyPages/index.ts";
 /** Sums and products of rows, element by element. */

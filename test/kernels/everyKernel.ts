@@ -60,6 +60,7 @@ function specsOf(name: string): readonly object[] {
     case "attentionMerge":
       return ["f32", "f16"].map((storage) => ({ ...catalogueSpec(name), storage }));
     case "appendKv":
+    case "kvCacheUpdate":
     case "storeLatents":
       return storages.map((storage) => ({ ...catalogueSpec(name), storage }));
     case "gatherRows":

@@ -97,6 +97,7 @@ export function randomBytes(length: number, seed: number): Uint8Array {
 
 /** Where two arrays first differ, in words; undefined if they are equal. */
 export function difference(got: ArrayLike<number>, want: ArrayLike<number>): string | undefined {
+  if (got instanceof Uint8Array && want instanceof Uint8Array && Buffer.compare(got, want) === 0) return undefined;
   if (got.length !== want.length) return `${got.length} elements, not ${want.length}`;
   for (let i = 0; i < got.length; i++) {
     if (!Object.is(got[i], want[i])) return `[${i}] is ${got[i]}, not ${want[i]}`;

@@ -57,11 +57,20 @@ export interface CheckedAppendKv {
 export interface AppendKvNames {
   readonly k: string;
   readonly v: string;
+  readonly kPages: string;
+  readonly vPages: string;
   readonly headDim: string;
   readonly headDimV: string;
 }
 
-const kvNames: AppendKvNames = { k: "k", v: "v", headDim: "headDim", headDimV: "headDimV" };
+const kvNames: AppendKvNames = {
+  k: "k",
+  v: "v",
+  kPages: "kPages",
+  vPages: "vPages",
+  headDim: "headDim",
+  headDimV: "headDimV",
+};
 
 /** Throws ShapeError or ArgumentError naming the argument that does not fit. The slots are values: see `checkSlotMapping`. */
 export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs, names = kvNames): CheckedAppendKv {
@@ -76,18 +85,18 @@ export function checkAppendKv(spec: AppendKvSpec, args: AppendKvArgs, names = kv
   const numTokens = countRows(args.numTokens, args.k);
   checkSlotTensor("slotMapping", args.slotMapping, numTokens);
   const kStride = checkRows(names.k, args.k, numTokens, numKvHeads * headDim);
-  const kPages = checkPages(`${names.k}Pages`, headRows(storage, numKvHeads, headDim), args.kPages);
+  const kPages = checkPages(names.kPages, headRows(storage, numKvHeads, headDim), args.kPages);
   if (headDimV === 0) return { numTokens, kStride, vStride: 0, kPages, vPages: noPages };
   const { v, vPages: givenPages } = args;
   if (!v || !givenPages) {
-    throw new ArgumentError(`${names.v} and ${names.v}Pages must be given unless ${names.headDimV} is 0`);
+    throw new ArgumentError(`${names.v} and ${names.vPages} must be given unless ${names.headDimV} is 0`);
   }
   const vStride = checkRows(names.v, v, numTokens, numKvHeads * headDimV);
-  const vPages = checkPages(`${names.v}Pages`, headRows(valueStorage, numKvHeads, headDimV), givenPages);
+  const vPages = checkPages(names.vPages, headRows(valueStorage, numKvHeads, headDimV), givenPages);
   for (const name of ["numSlots", "pageSize"] as const) {
     if (kPages[name] !== vPages[name]) {
       throw new ArgumentError(
-        `${names.v}Pages.${name} must be that of ${names.k}Pages, ${kPages[name]}, got ${vPages[name]}`,
+        `${names.vPages}.${name} must be that of ${names.kPages}, ${kPages[name]}, got ${vPages[name]}`,
       );
     }
   }

@@ -24,7 +24,7 @@ export interface KvPages extends Strides {
   readonly pointer: number;
   readonly type: PageStorage;
   readonly numSlots: number;
-  /** Tokens of a page; needed only where the distance of two pages is not pageSize * slotStride. */
+  /** Tokens of a page. Absent where all slots are slotStride apart. */
   readonly pageSize?: number;
   /** Needed for a storage that has scales: an array of their own, or places inside of the rows. */
   readonly scales?: ScalePages;
@@ -79,7 +79,8 @@ export function checkPages(argument: string, rows: SlotRows, pages: KvPages): Ch
   if (numSlots % pageSize !== 0) {
     throw new ArgumentError(`${argument}.numSlots must be a multiple of pageSize = ${pageSize}, got ${numSlots}`);
   }
-  const extents = { numPages: numSlots / pageSize, pageSize, numHeads };
+  const hasPages = pages.pageSize !== undefined;
+  const extents = { numPages: numSlots / pageSize, pageSize, numHeads, hasPages };
   const found = byteStrides(argument, pages, extents, units, storageBytes(storage));
   if (rows.scales === 0) {
     if (pages.scales) throw new ArgumentError(`${argument}.scales must be absent: ${storageName(storage)} has none`);
@@ -113,12 +114,13 @@ interface Extents {
   readonly numPages: number;
   readonly pageSize: number;
   readonly numHeads: number;
+  readonly hasPages: boolean;
 }
 
 function byteStrides(
   argument: string,
   given: Strides & { readonly pointer: number },
-  { numPages, pageSize, numHeads }: Extents,
+  { numPages, pageSize, numHeads, hasPages }: Extents,
   rowLength: number,
   unitBytes: number,
 ): ByteStrides {
@@ -127,12 +129,15 @@ function byteStrides(
   }
   const headStride = given.headStride ?? rowLength;
   const slotStride = given.slotStride ?? numHeads * headStride;
-  const pageStride = given.pageStride ?? Math.max(pageSize * slotStride, numHeads * headStride);
+  // Without a page size each slot is a page.
+  const pageStride = hasPages
+    ? (given.pageStride ?? Math.max(pageSize * slotStride, numHeads * headStride))
+    : slotStride;
   // Of nested dimensions each steps over all of those inside: that no two rows share memory follows.
   const dimensions = [
     { name: "headStride", stride: headStride, extent: numHeads },
-    { name: "slotStride", stride: slotStride, extent: pageSize === 1 ? numPages : pageSize },
-    { name: "pageStride", stride: pageSize === 1 ? slotStride : pageStride, extent: pageSize === 1 ? 1 : numPages },
+    { name: "slotStride", stride: slotStride, extent: pageSize },
+    { name: hasPages ? "pageStride" : "slotStride", stride: pageStride, extent: numPages },
   ].sort((a, b) => a.stride - b.stride);
   let occupied = rowLength;
   for (const { name, stride, extent } of dimensions) {
@@ -145,7 +150,7 @@ function byteStrides(
   }
   return {
     pointer: given.pointer,
-    pageBytes: (pageSize === 1 ? slotStride : pageStride) * unitBytes,
+    pageBytes: pageStride * unitBytes,
     slotBytes: slotStride * unitBytes,
     headBytes: headStride * unitBytes,
   };

@@ -194,15 +194,15 @@ describe.each(Object.entries(testDevices))("appendLatent on %s", (_name, create)
     const layout = layoutFor(layers[2], "f32");
     const x = test.f32([2, 96], new Float32Array(192));
     const v = test.f32([2, 160], new Float32Array(320));
-    const { pages } = latentPool("f32", [96], x.pointer, { numSlots: 2, pageSize: 1 });
+    const { pages } = latentPool("f32", [96], x.pointer, { numSlots: 2, pageSize: 2 });
     const args = { k: x, v, layout, table: 0, kPages: pages, vPages: { ...pages, slotStride: 160 } };
     const slotMapping = test.i32([2], [0, 1]);
     const record = (changed: object) =>
       test.run((recorder) => recordAppendLatent(recorder, { storage: "f32" }, { ...args, slotMapping, ...changed }));
     await expect(record({ k: v })).rejects.toThrow("k must have rows of 96 elements, got shape [2, 160]");
     await expect(record({ vPages: pages })).rejects.toThrow("vPages.slotStride must be at least 160");
-    await expect(record({ vPages: { ...pages, slotStride: 160, numSlots: 3 } })).rejects.toThrow(
-      "vPages.numSlots must be that of kPages, 2, got 3",
+    await expect(record({ vPages: { ...pages, slotStride: 160, numSlots: 4 } })).rejects.toThrow(
+      "vPages.numSlots must be that of kPages, 2, got 4",
     );
     await expect(record({ layout: { ...layout, ranksK: [2048] } })).rejects.toThrow(
       "layout.ranksK[0] must be at most 1024, got 2048",

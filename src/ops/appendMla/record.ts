@@ -3,7 +3,14 @@ import { type AppendKvSpec, recordAppendKv } from "../appendKv/index.ts";
 import type { Recorder } from "../recorder.ts";
 import type { AppendMlaArgs, AppendMlaSpec } from "./contract.ts";
 
-const names = { k: "ckv", v: "kpe", headDim: "kvLoraRank", headDimV: "qkRopeHeadDim" };
+const names = {
+  k: "ckv",
+  v: "kpe",
+  kPages: "ckvPages",
+  vPages: "kpePages",
+  headDim: "kvLoraRank",
+  headDimV: "qkRopeHeadDim",
+};
 
 /** Records the append of one layer. Throws ShapeError or ArgumentError naming the argument that does not fit. */
 export function recordAppendMla(recorder: Recorder, spec: AppendMlaSpec, args: AppendMlaArgs): void {

@@ -9,7 +9,10 @@ export { type AppendKvSpec, appendKv, appendRows, type RowsToStore, storedValue 
 export { appendLatent, flushWindow, type LatentsToStore } from "../ops/appendLatent/index.ts";
 /** Latents and rope keys of MLA to their slots, bit for bit. */
 export { type AppendMlaSpec, appendMla } from "../ops/appendMla/index.ts";
-/** Ragged paged attention, with the LSE of each row; the page layouts that its strides describe. */
+/**
+ * Ragged attention over pages or rows, MLA and latents, with the LSE of each row; the page layouts that its strides describe; and what rows
+ * of every storage type hold.
+ */
 export {
   type AttentionBatch,
   type AttentionInputs,
@@ -17,10 +20,17 @@ export {
   type AttentionSpec,
   attentionReference,
   combinedStrides,
+  decodeRows,
+  type EncodeOptions,
+  encodeRows,
   hndStrides,
+  type LatentInputs,
+  type LatentRanks,
   nhdStrides,
+  type PageStorage,
   type PageStrides,
   type ReferenceSpec,
+  type StoredRows,
 } from "../ops/attention/index.ts";
 /** Slices of new rows to a cache, bit for bit. */
 export { type KvCacheUpdateSpec, kvCacheUpdate } from "../ops/cacheUpdate/index.ts";

@@ -150,6 +150,22 @@ it("sequences without queries or keys change no bit of the others, wherever they
   }
 });
 
+it("a page may belong to several sequences, in whole or in part", async () => {
+  const spec = defaultSpec({ splitSize: 32 });
+  const given = raggedCase(spec, [
+    { queryLen: 2, kvLen: 61 },
+    { queryLen: 2, kvLen: 61 },
+  ]);
+  const { maxPages } = given.batch;
+  const tables = given.batch.blockTables.slice();
+  // The second sequence has the first one's pages, and sees less of the last ones.
+  tables.copyWithin(maxPages, 0, maxPages);
+  const batch = { ...given.batch, blockTables: tables, kvLens: Int32Array.of(61, 46) };
+  const [got, expected] = [await onDevice(device, { ...given, batch }, 1000), onReference({ ...given, batch })];
+  expect(largestError(got.out, expected.out)).toBeLessThanOrEqual(1e-5);
+  expect(largestError(got.lse, expected.lse)).toBeLessThanOrEqual(1e-5);
+});
+
 it("pages may begin more than 2 GiB after the first one", async () => {
   const spec = defaultSpec({ headDim: 256, numKvHeads: 8, numQHeads: 8, pageSize: 64 });
   const far = 4097;

@@ -24,7 +24,7 @@ export interface MlaShape {
  * multiplied with W_UK and outputs with W_UV in each step, attention runs over the latents. "materialised": the same with W_UQ W_UK and
  * W_UV W_O multiplied beforehand.
  */
-export type MlaForm = "vanilla" | "runtime" | "materialised";
+export type MlaCostForm = "vanilla" | "runtime" | "materialised";
 
 /** Elements of a layer's weights; `queryRope` is the part of W_UQ that makes the rotated channels, in each form the same. */
 export interface MlaWeights {
@@ -35,7 +35,7 @@ export interface MlaWeights {
   readonly output: number;
 }
 
-export function mlaWeights(shape: MlaShape, form: MlaForm): MlaWeights {
+export function mlaWeights(shape: MlaShape, form: MlaCostForm): MlaWeights {
   const { hiddenSize, numHeads, kvLoraRank, qkNopeHeadDim, qkRopeHeadDim, vHeadDim } = shape;
   const queryRank = shape.qLoraRank ?? hiddenSize;
   const queryRope = queryRank * numHeads * qkRopeHeadDim;
@@ -74,7 +74,11 @@ export function mlaMaterialisedOperations(shape: MlaShape, queryLen: number, kvL
  * The smallest number of new tokens for which absorbing takes more operations than rebuilding keys and values; Infinity if there is none.
  * With kvLen keys, a step of fewer new tokens should absorb.
  */
-export function absorbThreshold(shape: MlaShape, kvLen: number, form: Exclude<MlaForm, "vanilla"> = "runtime"): number {
+export function absorbThreshold(
+  shape: MlaShape,
+  kvLen: number,
+  form: Exclude<MlaCostForm, "vanilla"> = "runtime",
+): number {
   const lost = productsPerQuery(shape, kvLen, form) - productsPerQuery(shape, kvLen, "vanilla");
   return lost > 0 ? Math.floor(rebuildProducts(shape, kvLen) / lost) + 1 : Infinity;
 }
@@ -83,7 +87,7 @@ export function absorbThreshold(shape: MlaShape, kvLen: number, form: Exclude<Ml
  * Elements that the pull request counts as the memory of a layer: weights, low-rank queries, queries, latents and outputs. For the vanilla form
  * its numbers come out with the rebuilt keys, their shared rotated channels repeated for each head, and without the rebuilt values.
  */
-export function mlaElements(shape: MlaShape, queryLen: number, kvLen: number, form: MlaForm): number {
+export function mlaElements(shape: MlaShape, queryLen: number, kvLen: number, form: MlaCostForm): number {
   const { numHeads, kvLoraRank, qkNopeHeadDim, qkRopeHeadDim, vHeadDim } = shape;
   const weights = mlaWeights(shape, form);
   const numWeights = weights.query + weights.queryRope + weights.up + weights.output;
@@ -103,7 +107,7 @@ function rebuildProducts(shape: MlaShape, kvLen: number): number {
 }
 
 /** Multiply-adds of one query token: its projections, scores, weighted values and the output projection. */
-function productsPerQuery(shape: MlaShape, kvLen: number, form: MlaForm): number {
+function productsPerQuery(shape: MlaShape, kvLen: number, form: MlaCostForm): number {
   const { numHeads, kvLoraRank, qkNopeHeadDim, qkRopeHeadDim, vHeadDim } = shape;
   const { query, queryRope, up, output } = mlaWeights(shape, form);
   const [keyDim, valueDim] = form === "vanilla" ? [qkNopeHeadDim, vHeadDim] : [kvLoraRank, kvLoraRank];

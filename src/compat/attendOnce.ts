@@ -90,6 +90,15 @@ export function addedMask(maskValue: number): number | undefined {
   return maskValue <= defaultMaskValue ? undefined : maskValue;
 }
 
+/** Where an original puts a number in place of hidden logits, they are hidden here. Throws ArgumentError for a number that would not. */
+export function requireHiding(maskValue: number | undefined): void {
+  if (maskValue === undefined || maskValue <= LEAST_HIDING) return;
+  throw new ArgumentError(`maskValue = ${maskValue} must be at most ${LEAST_HIDING}: hidden keys take no part at all`);
+}
+
+/** The lowest f16: the largest of the originals' own mask values. */
+const LEAST_HIDING = -65504;
+
 /** `AttentionSpec.softCap` for JAX's: cap * tanh(x / cap) is the same for -cap, and 0 is an error. */
 export function softCapOf(name: string, softCap: number | undefined): number | undefined {
   if (softCap === 0) throw new ArgumentError(`${name} = 0 must not be 0: leave it out for no cap`);

@@ -5,7 +5,11 @@
 
 export type { CompatOptions } from "./attendOnce.ts";
 export type { PageTable } from "./int32Arrays.ts";
-/** JAX and torch_xla: ragged_paged_attention. */
+/** JAX and torch_xla: paged_attention with one query a sequence, and with several. */
+export type { JaxPages, QuantizedPages } from "./jaxPages.ts";
+export { type MultiQueriesPagedAttentionOptions, multiQueriesPagedAttention } from "./multiQueriesPagedAttention.ts";
+export { type PagedAttentionOptions, pagedAttention } from "./pagedAttention.ts";
+/** JAX, torch_xla and tpu-inference: ragged_paged_attention. */
 export {
   type RaggedPagedAttentionV1Options,
   type RaggedPagedAttentionV2Options,

@@ -9,7 +9,14 @@ import { recordAppendKv } from "../ops/appendKv/index.ts";
 import type { AttentionBatch } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import { ArgumentError, elementBytes, ShapeError, sameShape } from "../tensor/index.ts";
-import { attendOnce, type CompatOptions, floatStorage, requirePositive, softCapOf } from "./attendOnce.ts";
+import {
+  attendOnce,
+  type CompatOptions,
+  floatStorage,
+  requireHiding,
+  requirePositive,
+  softCapOf,
+} from "./attendOnce.ts";
 import { castTensor, roundedRows } from "./castTensor.ts";
 import {
   alignedChannels,
@@ -155,15 +162,13 @@ async function updateAndAttend(
   sinks?: DeviceTensor,
 ): Promise<RaggedPagedAttentionV3Result> {
   const { queries, keys, values, kvCache } = tensors;
-  const { smScale = 1, slidingWindow, softCap, maskValue = -Infinity, qScale, kScale = 1, vScale } = options;
+  const { smScale = 1, slidingWindow, softCap, maskValue, qScale, kScale = 1, vScale } = options;
   const [numRows, numQHeads, headDim] = queries.shape;
   const numKvHeads = keys.shape[1];
   const [numPages, pageSize] = kvCache.shape;
   const storage = floatStorage("kvCache", kvCache);
   requirePositive({ slidingWindow, qScale, kScale, vScale });
-  if (!(maskValue <= -65504)) {
-    throw new ArgumentError(`maskValue = ${maskValue} must be at most -65504: hidden keys take no part at all`);
-  }
+  requireHiding(maskValue);
   checkV3Tuning(options, pageSize);
   const { numSeqs, pagesPerSeq } = checkV3Lengths(lengths, numRows, pageSize);
   const batch: AttentionBatch = {

@@ -15,6 +15,7 @@ import {
 } from "../src/attention/mla/index.ts";
 import { type AttentionBatch, type AttentionSpec, attentionReference } from "../src/ops/attention/index.ts";
 import type { GoldenCase, GoldenTarget } from "./case.ts";
+import { fp8TokensOnCpu } from "./fp8TokensOnCpu.ts";
 import type { NumberArray } from "./inputs.ts";
 import { mlaOnCpu, moduleOnCpu, prefillOnCpu, sparseOnCpu } from "./mlaOnCpu.ts";
 import { readFrequencies } from "./rope.ts";
@@ -225,12 +226,13 @@ function readModuleSpec(golden: GoldenCase): MlaModuleSpec {
   };
 }
 
-/** Bytes and decoded numbers are the host's; the device reads such rows in the tests of the attention. */
-export async function runFp8Token(golden: GoldenCase): Promise<Outputs> {
+/** By the codec of the host, and by the append and the gather of a device. */
+export async function runFp8Token(golden: GoldenCase, target: GoldenTarget): Promise<Outputs> {
   const shape = {
     kvLoraRank: golden.requiredNumber("kv_lora_rank"),
     qkRopeHeadDim: golden.requiredNumber("qk_rope_head_dim"),
   };
+  if (target.name === "cpu") return fp8TokensOnCpu(shape, golden.input("kv"), target.device);
   const bytes = encodeFp8Tokens(shape, golden.input("kv"));
   return { bytes, decoded: decodeFp8Tokens(shape, bytes) };
 }

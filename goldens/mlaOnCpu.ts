@@ -74,7 +74,7 @@ async function runForm(
         kvBProj: arrays.f32([numHeads * (qkNopeHeadDim + vHeadDim), kvLoraRank], toArray(kvBProj)),
         cache,
         z: form === "absorbed" ? z : undefined,
-        o,
+        out: o,
         lse,
         ropeTable: rope && arrays.f32([longest, qkRopeHeadDim], new RopeTable(rope).rows(longest)),
       },
@@ -131,7 +131,7 @@ export async function sparseOnCpu({ shape, inputs, numSlots }: SparseMlaCall, de
         q: arrays.f32([numRows, numHeads, width], toArray(inputs.q)),
         cache: { fused: arrays.f32([numSlots, 1, width], toArray(inputs.kvCache)) },
         sinks: inputs.sinks && arrays.f32([numHeads], toArray(inputs.sinks)),
-        z,
+        out: z,
         lse,
       },
     );
@@ -234,10 +234,10 @@ export async function moduleOnCpu(
       qPe,
       kvBProj: arrays.f32([numHeads * (qkNopeHeadDim + vHeadDim), kvLoraRank], toArray(weights.kvBProj)),
       cache: { fused: cached },
-      o: arrays.empty([numTokens, numHeads, vHeadDim]),
+      out: arrays.empty([numTokens, numHeads, vHeadDim]),
       lse: arrays.empty([numTokens, numHeads]),
     });
-    const y = linear(result.o, weights.oProj, numHeads * vHeadDim);
+    const y = linear(result.out, weights.oProj, numHeads * vHeadDim);
     await device.run(commands);
     const rows = device.f32At(cached.pointer, numTokens * kvRow);
     return {

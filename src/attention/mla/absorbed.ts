@@ -16,7 +16,7 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import { checkHeads, type HeadsTensor } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, formatShape, ShapeError } from "../../tensor/index.ts";
-import { allocateResult, type ResultTensor } from "../results.ts";
+import { type AttentionResult, allocateResult, runRecorded } from "../results.ts";
 import { checkHeads as checkRowsOfHeads, checkTensor, requireType } from "../tensors.ts";
 import { locateMlaCache, type MlaCacheSpec, type MlaCacheTensors, mlaStorages } from "./cache.ts";
 import type { MlaDims } from "./dims.ts";
@@ -47,8 +47,8 @@ export interface MlaQueries {
 /** The tensors of one layer. */
 export interface AbsorbedMlaArgs extends MlaQueries {
   readonly cache: MlaCacheTensors;
-  /** [numRows, numHeads, kvLoraRank] f32; allocated if absent. */
-  readonly z?: RowsTensor;
+  /** [numRows, numHeads, kvLoraRank] f32: takes the weighted sums of latents; allocated if absent. */
+  readonly out?: RowsTensor;
   /** [numRows, numHeads] f32; allocated if absent and the spec has returnLse. */
   readonly lse?: DeviceTensor;
   /** [numHeads] f32, for a spec with sinks. */
@@ -58,14 +58,9 @@ export interface AbsorbedMlaArgs extends MlaQueries {
   /** What cached latents and rope keys have been divided by; 1 by default. */
   readonly ckvScale?: number;
   readonly kpeScale?: number;
-}
-
-/** Tensors that were not given are allocated, and then the caller's to free. */
-export interface AbsorbedMlaResult {
-  /** [numRows, numHeads, kvLoraRank]; zeros for rows past the batch and rows that see no key. */
-  readonly z: ResultTensor;
-  /** [numRows, numHeads], -infinity for such rows; there if the spec has returnLse. */
-  readonly lse?: ResultTensor;
+  /** Factors on all logits and on the output, besides the scales of the cache; 1 by default. */
+  readonly kScale?: number;
+  readonly vScale?: number;
 }
 
 /** Attention over latents of one spec on one device: `plan` once a step, `record` once a layer. Memory only grows, until `release`. */
@@ -105,10 +100,10 @@ export class AbsorbedMla {
   }
 
   /**
-   * Records the attention of one layer. The first one of a step may allocate memory for the queries. Throws ShapeError or ArgumentError naming
-   * the tensor that does not fit.
+   * Records the attention of one layer; its output has kvLoraRank channels. The first one of a step may allocate memory for the queries. Throws
+   * ShapeError or ArgumentError naming the tensor that does not fit.
    */
-  record(recorder: Recorder, args: AbsorbedMlaArgs): AbsorbedMlaResult {
+  record(recorder: Recorder, args: AbsorbedMlaArgs): AttentionResult {
     if (recorder.device !== this.device) throw new ArgumentError("record: the recorder belongs to another device");
     const { spec } = this;
     const { numHeads, kvLoraRank } = spec;
@@ -116,12 +111,12 @@ export class AbsorbedMla {
     const { ckv, kpe } = locateMlaCache(spec, args.cache, numPages);
     const ckvScale = checkScale("ckvScale", args.ckvScale);
     const kpeScale = checkScale("kpeScale", args.kpeScale);
-    if (args.z) checkRowsOfHeads("z", args.z, numRows, numHeads, kvLoraRank);
+    if (args.out) checkRowsOfHeads("out", args.out, numRows, numHeads, kvLoraRank);
     if (args.lse) checkLse(spec, args.lse, numRows);
     const sinks = checkSinks(spec, args.sinks);
     const ropeTable = checkRopeTable(spec, args.ropeTable, this.#planned.plan.batch);
     const q = this.#assemble(recorder, args, kpeScale / ckvScale);
-    const z = args.z ?? allocateResult(this.device, "mla latents", [numRows, numHeads, kvLoraRank]);
+    const out = args.out ?? allocateResult(this.device, "mla latents", [numRows, numHeads, kvLoraRank]);
     const lse = spec.returnLse ? (args.lse ?? allocateResult(this.device, "mla lse", [numRows, numHeads])) : undefined;
     recordAttention(recorder, this.#planned, {
       q: q.pointer,
@@ -132,15 +127,20 @@ export class AbsorbedMla {
       kScaleStrides: ckv.scaleStrides,
       vPages: kpe.pointer,
       vStrides: kpe.strides,
-      out: z.pointer,
-      outRowStride: z.rowStride,
+      out: out.pointer,
+      outRowStride: out.rowStride,
       lse: lse?.pointer,
       sinks,
       ropeTable,
-      kScale: ckvScale,
-      vScale: ckvScale,
+      kScale: ckvScale * (args.kScale ?? 1),
+      vScale: ckvScale * (args.vScale ?? 1),
     });
-    return { z, lse };
+    return { out, lse };
+  }
+
+  /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */
+  async run(args: AbsorbedMlaArgs): Promise<AttentionResult> {
+    return runRecorded(this.device, (recorder) => this.record(recorder, args));
   }
 
   /** Gives the device memory back. */

@@ -14,7 +14,7 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import { checkHeads, type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError } from "../../tensor/index.ts";
-import { allocateResult, type ResultTensor } from "../results.ts";
+import { type AttentionResult, allocateResult, freeResult, type ResultTensor, runRecorded } from "../results.ts";
 import { checkHeads as checkRowsOfHeads, checkTensor } from "../tensors.ts";
 import { AbsorbedMla, type AbsorbedMlaSpec, checkLse } from "./absorbed.ts";
 import type { MlaCacheTensors } from "./cache.ts";
@@ -50,7 +50,7 @@ export interface BatchMlaArgs {
   /** [numHeads * (qkNopeHeadDim + vHeadDim), kvLoraRank] f32: for each head in turn its rows of W_UK, then those of W_UV. */
   readonly kvBProj: DeviceTensor;
   /** [numRows, numHeads, vHeadDim] f32; allocated if absent. */
-  readonly o?: RowsTensor;
+  readonly out?: RowsTensor;
   /** [numRows, numHeads, kvLoraRank] f32: takes the latent results, for a spec of form "absorbed" only. */
   readonly z?: RowsTensor;
   /** [numRows, numHeads] f32; allocated if absent and the spec has returnLse. */
@@ -62,14 +62,6 @@ export interface BatchMlaArgs {
   /** What cached latents and rope keys have been divided by; 1 by default. */
   readonly ckvScale?: number;
   readonly kpeScale?: number;
-}
-
-/** Tensors that were not given are allocated, and then the caller's to free. */
-export interface BatchMlaResult {
-  /** [numRows, numHeads, vHeadDim]; zeros for rows past the batch and rows that see no key. */
-  readonly o: ResultTensor;
-  /** [numRows, numHeads], -infinity for such rows; there if the spec has returnLse. */
-  readonly lse?: ResultTensor;
 }
 
 /** Neighbouring sequences of one form, and their rows. */
@@ -138,8 +130,8 @@ export class BatchMLAPagedAttention {
     this.#step = { batch, segments };
   }
 
-  /** Records the attention of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit. */
-  record(recorder: Recorder, args: BatchMlaArgs): BatchMlaResult {
+  /** Records the attention of one layer; its output has vHeadDim channels. Throws ShapeError or ArgumentError naming the tensor that does not fit. */
+  record(recorder: Recorder, args: BatchMlaArgs): AttentionResult {
     if (recorder.device !== this.device) throw new ArgumentError("record: the recorder belongs to another device");
     if (!this.#step) throw new ArgumentError("record: plan was never called");
     const { spec } = this;
@@ -149,36 +141,29 @@ export class BatchMLAPagedAttention {
     checkTensor("kvBProj", args.kvBProj, "f32", [kvBProjRows(spec), kvLoraRank]);
     checkHeads("qNope", args.qNope, numTokens, numHeads, qkNopeHeadDim);
     if (args.qPe) checkHeads("qPe", args.qPe, numTokens, numHeads, qkRopeHeadDim);
-    if (args.o) checkRowsOfHeads("o", args.o, numRows, numHeads, vHeadDim);
+    if (args.out) checkRowsOfHeads("out", args.out, numRows, numHeads, vHeadDim);
     if (args.lse) checkLse(spec, args.lse, numRows);
     if (args.z) {
       if (spec.form !== "absorbed")
         throw new ArgumentError(`z needs a spec of form absorbed, got ${spec.form ?? "auto"}`);
       checkRowsOfHeads("z", args.z, numRows, numHeads, kvLoraRank);
     }
-    const o: ResultTensor = args.o ?? allocateResult(this.device, "mla out", [numRows, numHeads, vHeadDim]);
+    const out: ResultTensor = args.out ?? allocateResult(this.device, "mla out", [numRows, numHeads, vHeadDim]);
     const lse: ResultTensor | undefined = spec.returnLse
       ? (args.lse ?? allocateResult(this.device, "mla lse", [numRows, numHeads]))
       : undefined;
     try {
-      for (const [i, segment] of this.segments.entries()) this.#recordSegment(recorder, args, segment, i, o, lse);
+      for (const [i, segment] of this.segments.entries()) this.#recordSegment(recorder, args, segment, i, out, lse);
     } catch (error) {
-      for (const tensor of [o, lse]) if (tensor?.buffer) this.device.free(tensor.buffer);
+      freeResult(this.device, { out, lse });
       throw error;
     }
-    return { o, lse };
+    return { out, lse };
   }
 
   /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */
-  async run(args: BatchMlaArgs): Promise<BatchMlaResult> {
-    const commands = this.device.commands();
-    try {
-      const result = this.record({ device: this.device, commands }, args);
-      await this.device.run(commands);
-      return result;
-    } finally {
-      commands.free();
-    }
+  async run(args: BatchMlaArgs): Promise<AttentionResult> {
+    return runRecorded(this.device, (recorder) => this.record(recorder, args));
   }
 
   /** Gives the device memory back. */
@@ -225,7 +210,7 @@ export class BatchMLAPagedAttention {
     const z = args.z
       ? rowsFrom(args.z, firstRow)
       : { ...this.#workspace.tensor("latent results", [numRows, numHeads, columns]), rowStride: numHeads * columns };
-    absorbed.record(recorder, { ...shared, qLatent, qPe, z, lse: lse && lseRows });
+    absorbed.record(recorder, { ...shared, qLatent, qPe, out: z, lse: lse && lseRows });
     const expand = { kind: "expand", rows: vHeadDim, columns } as const;
     recordHeadProjection(recorder, expand, {
       x: z,

@@ -4,6 +4,7 @@ import {
   type PageStorage,
   type PageStrides,
   requireInteger,
+  rowScales,
   validateStorage,
 } from "../../ops/attention/index.ts";
 import { ArgumentError, elementBytes, formatShape, ShapeError } from "../../tensor/index.ts";
@@ -11,8 +12,8 @@ import { requireType, type StridedTensor, stridesOf } from "../tensors.ts";
 import type { MlaDims } from "./dims.ts";
 import { fp8LatentStorage, fp8TokenLayout } from "./fp8Token.ts";
 
-/** Plain elements, or rows of bytes as in fp8Token.ts. */
-export type MlaStorage = ElementStorage | "fp8Token";
+/** Plain elements; rows of bytes as in fp8Token.ts; or e4m3 latents with an f32 scale for every 128 of a token, in a tensor of their own. */
+export type MlaStorage = ElementStorage | "fp8Token" | "fp8Tiles";
 
 /** How a cache stores its tokens. */
 export interface MlaCacheSpec {
@@ -20,16 +21,17 @@ export interface MlaCacheSpec {
   readonly pageSize: number;
   /** "f32" by default. */
   readonly storage?: MlaStorage;
-  /** Storage of rope keys in a cache of their own; `storage` by default. */
+  /** Storage of rope keys in a cache of their own; `storage` by default, f8e4m3 beside tiles. */
   readonly ropeStorage?: ElementStorage;
 }
 
 /**
  * `ckv` [pages, pageSize, kvLoraRank] and `kpe` [pages, pageSize, qkRopeHeadDim] (absent if that is 0); or `fused` [pages, pageSize,
- * kvLoraRank + qkRopeHeadDim], the latent first; for "fp8Token" `fused` is u8 [pages, pageSize, bytes of a token].
+ * kvLoraRank + qkRopeHeadDim], the latent first; for "fp8Token" `fused` is u8 [pages, pageSize, bytes of a token]. `ckvScales` [pages, pageSize,
+ * ceil(kvLoraRank / 128)] f32 is for "fp8Tiles".
  */
 export type MlaCacheTensors =
-  | { readonly ckv: StridedTensor; readonly kpe?: StridedTensor }
+  | { readonly ckv: StridedTensor; readonly ckvScales?: StridedTensor; readonly kpe?: StridedTensor }
   | { readonly fused: StridedTensor };
 
 /** One of the two parts of every token. Strides are in units of the storage, those of scales in f32. */
@@ -47,12 +49,13 @@ type CacheDims = Pick<MlaDims, "kvLoraRank" | "qkRopeHeadDim"> & MlaCacheSpec;
 /** The storage types of the two parts. Throws ArgumentError for ones that do not go together. */
 export function mlaStorages({ storage = "f32", ropeStorage, pageSize, ...dims }: CacheDims): {
   readonly latent: PageStorage;
-  readonly rope: PageStorage;
+  readonly rope: ElementStorage;
 } {
   requireInteger("pageSize", pageSize, 1);
   if (storage !== "fp8Token") {
-    validateStorage("storage", storage);
     if (ropeStorage !== undefined) validateStorage("ropeStorage", ropeStorage);
+    if (storage === "fp8Tiles") return { latent: fp8LatentStorage, rope: ropeStorage ?? "f8e4m3" };
+    validateStorage("storage", storage);
     return { latent: storage, rope: ropeStorage ?? storage };
   }
   fp8TokenLayout(dims);
@@ -68,43 +71,67 @@ export function locateMlaCache(
   tensors: MlaCacheTensors,
   numPages: number,
 ): { readonly ckv: LatentRows; readonly kpe: LatentRows } {
-  const { kvLoraRank, qkRopeHeadDim, storage = "f32", ropeStorage = storage } = spec;
-  const storages = mlaStorages(spec);
-  const part = (kind: "latent" | "rope", pointer: number, strides: PageStrides): LatentRows => {
-    return { storage: storages[kind], channels: kind === "latent" ? kvLoraRank : qkRopeHeadDim, pointer, strides };
+  const { kvLoraRank, qkRopeHeadDim, storage = "f32" } = spec;
+  const { latent, rope } = mlaStorages(spec);
+  const places: PartPlaces = {
+    ckv: (pointer, strides) => ({ storage: latent, channels: kvLoraRank, pointer, strides }),
+    kpe: (pointer, strides) => ({ storage: rope, channels: qkRopeHeadDim, pointer, strides }),
   };
   if (storage === "fp8Token") {
     if (!("fused" in tensors)) throw new ArgumentError("cache must be { fused } for storage fp8Token");
-    return locateFp8Tokens(spec, tensors.fused, numPages, part);
+    return locateFp8Tokens(spec, tensors.fused, numPages, places);
   }
   if ("fused" in tensors) {
-    if (ropeStorage !== storage) {
-      throw new ArgumentError(`ropeStorage must be ${storage}, the storage, in a fused cache, got ${ropeStorage}`);
+    if (storage === "fp8Tiles" || rope !== storage) {
+      throw new ArgumentError(
+        `cache.fused must have one type of elements, got storage ${storage} and ropeStorage ${rope}`,
+      );
     }
     const strides = pageStrides("cache.fused", tensors.fused, storage, spec, numPages, kvLoraRank + qkRopeHeadDim);
     const { pointer } = tensors.fused;
     return {
-      ckv: part("latent", pointer, strides),
-      kpe: part("rope", pointer + kvLoraRank * elementBytes(storage), strides),
+      ckv: places.ckv(pointer, strides),
+      kpe: places.kpe(pointer + kvLoraRank * elementBytes(storage), strides),
     };
   }
-  const { ckv, kpe } = tensors;
-  const latent = part("latent", ckv.pointer, pageStrides("cache.ckv", ckv, storage, spec, numPages, kvLoraRank));
+  const { ckv, kpe, ckvScales } = tensors;
+  const type = storage === "fp8Tiles" ? "f8e4m3" : storage;
+  const rows = places.ckv(ckv.pointer, pageStrides("cache.ckv", ckv, type, spec, numPages, kvLoraRank));
+  const located = { ...rows, ...locateScales(spec, ckvScales, numPages) };
   if (qkRopeHeadDim === 0) {
     if (kpe) throw new ArgumentError("cache.kpe must be absent for qkRopeHeadDim = 0");
-    return { ckv: latent, kpe: part("rope", ckv.pointer, latent.strides) };
+    return { ckv: located, kpe: places.kpe(ckv.pointer, rows.strides) };
   }
   if (!kpe) throw new ArgumentError(`cache.kpe must be given for qkRopeHeadDim = ${qkRopeHeadDim}`);
-  if (ropeStorage === "fp8Token") throw new ArgumentError("ropeStorage must be a type of elements, got fp8Token");
-  const strides = pageStrides("cache.kpe", kpe, ropeStorage, spec, numPages, qkRopeHeadDim);
-  return { ckv: latent, kpe: part("rope", kpe.pointer, strides) };
+  return {
+    ckv: located,
+    kpe: places.kpe(kpe.pointer, pageStrides("cache.kpe", kpe, rope, spec, numPages, qkRopeHeadDim)),
+  };
+}
+
+/** The two parts of a token, once it is known where they lie. */
+type PartPlaces = Readonly<Record<"ckv" | "kpe", (pointer: number, strides: PageStrides) => LatentRows>>;
+
+function locateScales(
+  spec: CacheDims,
+  scales: StridedTensor | undefined,
+  numPages: number,
+): Pick<LatentRows, "scales" | "scaleStrides"> {
+  if ((spec.storage === "fp8Tiles") !== (scales !== undefined)) {
+    throw new ArgumentError(
+      `cache.ckvScales must be given exactly for storage fp8Tiles, which is ${spec.storage ?? "f32"}`,
+    );
+  }
+  if (!scales) return {};
+  const width = rowScales(fp8LatentStorage, spec.kvLoraRank);
+  return { scales: scales.pointer, scaleStrides: pageStrides("cache.ckvScales", scales, "f32", spec, numPages, width) };
 }
 
 function locateFp8Tokens(
   spec: CacheDims,
   tensor: StridedTensor,
   numPages: number,
-  part: (kind: "latent" | "rope", pointer: number, strides: PageStrides) => LatentRows,
+  places: PartPlaces,
 ): { readonly ckv: LatentRows; readonly kpe: LatentRows } {
   const { scalesAt, ropeAt, numBytes } = fp8TokenLayout(spec);
   const { page, slot } = pageStrides("cache.fused", tensor, "u8", spec, numPages, numBytes);
@@ -115,8 +142,8 @@ function locateFp8Tokens(
   }
   const inUnits = (bytes: number): PageStrides => ({ page: page / bytes, slot: slot / bytes, head: 0 });
   return {
-    ckv: { ...part("latent", tensor.pointer, inUnits(1)), scales: tensor.pointer + scalesAt, scaleStrides: inUnits(4) },
-    kpe: part("rope", tensor.pointer + ropeAt, inUnits(2)),
+    ckv: { ...places.ckv(tensor.pointer, inUnits(1)), scales: tensor.pointer + scalesAt, scaleStrides: inUnits(4) },
+    kpe: places.kpe(tensor.pointer + ropeAt, inUnits(2)),
   };
 }
 

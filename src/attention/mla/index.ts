@@ -2,14 +2,12 @@
 export {
   AbsorbedMla,
   type AbsorbedMlaArgs,
-  type AbsorbedMlaResult,
   type AbsorbedMlaSpec,
   type MlaQueries,
 } from "./absorbed.ts";
 export {
   BatchMLAPagedAttention,
   type BatchMlaArgs,
-  type BatchMlaResult,
   type BatchMlaSpec,
   type MlaForm,
   type MlaSegment,

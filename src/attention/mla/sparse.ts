@@ -6,7 +6,8 @@ import type { CpuDevice } from "../../devices/index.ts";
 import { requireInteger } from "../../ops/attention/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
-import { AbsorbedMla, type AbsorbedMlaArgs, type AbsorbedMlaResult, type AbsorbedMlaSpec } from "./absorbed.ts";
+import type { AttentionResult } from "../results.ts";
+import { AbsorbedMla, type AbsorbedMlaArgs, type AbsorbedMlaSpec } from "./absorbed.ts";
 
 /** As AbsorbedMlaSpec, for pages of one token that every query sees all of. */
 export type SparseMlaSpec = Omit<AbsorbedMlaSpec, "pageSize" | "causal" | "slidingWindow" | "rope">;
@@ -69,7 +70,7 @@ export class SparseMla {
   }
 
   /** Records the attention of one layer; the cache is a tensor of pages of one token. Throws naming the tensor that does not fit. */
-  record(recorder: Recorder, args: Omit<AbsorbedMlaArgs, "ropeTable">): AbsorbedMlaResult {
+  record(recorder: Recorder, args: Omit<AbsorbedMlaArgs, "ropeTable">): AttentionResult {
     return this.#attention.record(recorder, args);
   }
 

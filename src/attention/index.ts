@@ -88,6 +88,8 @@ export {
 export { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
 /** Masks of single pairs, for `customMask`. */
 export { type MaskLengths, packedIndptr, packMask, packVisible, treeMask, unpackMask } from "./masks.ts";
+/** Attention over Palu's low-rank latents, their caches, layers and recent windows. */
+export * from "./palu/index.ts";
 export { type AttentionResult, freeResult, type ResultTensor, runRecorded } from "./results.ts";
 export type { KvLayout, KvTensors, StridedTensor } from "./tensors.ts";
 export {

@@ -24,3 +24,24 @@ export {
   raggedPagedAttentionV3Hd64,
 } from "./raggedPagedAttentionV3.ts";
 export type { BlockSizes, V3Tuning } from "./raggedV3Checks.ts";
+/** vLLM over Palu's latents: prefill after a cached context, the two versions of decoding and the choice of one, its cache layout. */
+export { type ContextAttentionArgs, contextAttentionFwd } from "./contextAttention.ts";
+export {
+  type BlocksparseArgs,
+  type ForwardDecodeMlrdPaluArgs,
+  forwardDecodeMlrdPalu,
+  type PagedAttentionMlrdPaluArgs,
+  type PagedAttentionMlrdPaluV2Args,
+  pagedAttentionMlrdPaluV1,
+  pagedAttentionMlrdPaluV2,
+  usesPagedAttentionV1,
+} from "./pagedAttentionMlrdPalu.ts";
+export type { KvCacheDtype, PaluCacheArgs } from "./paluCache.ts";
+export {
+  type CacheElements,
+  keyPagesFromVllm,
+  keyPagesToVllm,
+  type LatentBlocks,
+  valuePagesFromVllm,
+  valuePagesToVllm,
+} from "./vllmLatentPages.ts";

@@ -7,6 +7,7 @@ import { type AttentionBatch, CpuAttentionPlan, recordAttention } from "../../op
 import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
+import type { PlanOptions } from "../batchAttention.ts";
 import { type AttentionResult, allocateResult, freeResult, runRecorded } from "../results.ts";
 import { checkHeads, checkTensor, type StridedTensor } from "../tensors.ts";
 import { type LatentCache, locateLatents } from "./cache.ts";
@@ -65,8 +66,8 @@ export class BatchPaluAttention {
   }
 
   /** Plans a step; not while a run that uses the last plan is under way. Throws ArgumentError naming what does not fit. */
-  plan(batch: AttentionBatch): void {
-    this.#planned.update(batch);
+  plan(batch: AttentionBatch, options: PlanOptions = {}): void {
+    this.#planned.update(batch, options);
   }
 
   /** Records the attention of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit. */

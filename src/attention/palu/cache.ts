@@ -5,6 +5,8 @@
 import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
 import {
   type LatentLayout,
+  type LatentRanks,
+  latentTokenBytes,
   type PageStorage,
   type PageStrides,
   rowScales,
@@ -12,6 +14,7 @@ import {
 } from "../../ops/attention/index.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 import { requireType, type StridedTensor, storageRow, stridesOf } from "../tensors.ts";
+import { type PaluSpec, paluKernelSpec } from "./spec.ts";
 
 /** Keys and values, or their scales. [pages, pageSize, row], or without pages [tokens, row]. */
 export interface LatentTensors {
@@ -35,19 +38,14 @@ export interface LatentStorage {
   readonly valueStorage?: PageStorage;
 }
 
-/** Bytes that one token takes in a layer's cache, its scales included: for plain storages the sum of the ranks times their size. */
-export function latentTokenBytes(layout: LatentLayout, { storage, valueStorage = storage }: LatentStorage): number {
-  const units = layout.keyRow * storageBytes(storage) + layout.valueRow * storageBytes(valueStorage);
-  return units + (layout.keyScales + layout.valueScales) * 4;
-}
-
-/** Pages that fit into so many bytes, over all layers of a model: what Palu's compression is for. */
+/** Pages that fit into so many bytes, over all layers of a model: what Palu's compression is for. A token takes `latentTokenBytes` a layer. */
 export function latentCapacity(
-  layouts: readonly LatentLayout[],
-  storage: LatentStorage,
+  spec: PaluSpec,
+  layers: readonly LatentRanks[],
   { numBytes, pageSize }: { readonly numBytes: number; readonly pageSize: number },
 ): number {
-  const tokenBytes = layouts.reduce((sum, layout) => sum + latentTokenBytes(layout, storage), 0);
+  const kernelSpec = paluKernelSpec(spec);
+  const tokenBytes = layers.reduce((sum, ranks) => sum + latentTokenBytes(kernelSpec, ranks), 0);
   return Math.floor(numBytes / (tokenBytes * pageSize));
 }
 

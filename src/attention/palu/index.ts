@@ -7,7 +7,6 @@ export {
   type LatentStorage,
   type LatentTensors,
   latentCapacity,
-  latentTokenBytes,
 } from "./cache.ts";
 export {
   type LatentWindow,

@@ -4,15 +4,19 @@
  */
 import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
 import { type LatentLayout, type LatentRanks, latentLayout } from "../../ops/attention/index.ts";
-import { recordAddBias } from "../../ops/elementwise/index.ts";
+import { type DeviceTensor, recordAddBias } from "../../ops/elementwise/index.ts";
 import { type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
-import { ArgumentError, ShapeError } from "../../tensor/index.ts";
+import { ArgumentError, numElements, ShapeError } from "../../tensor/index.ts";
+import { requireType } from "../tensors.ts";
 import type { PaluSpec } from "./spec.ts";
 
-/** Factors of a layer in the order of the kernels (`headUpProjections`): for each key/value head in order [rank of its group, headDim]. */
+/**
+ * Factors of a layer in the order of the kernels (`headUpProjections`): for each key/value head in order [rank of its group, headDim].
+ * Arrays are copied to the device; a tensor of any shape with as many f32 elements is read where it lies, and stays the caller's.
+ */
 export interface PaluFactors extends LatentRanks {
-  readonly upK: Float32Array;
+  readonly upK: Float32Array | DeviceTensor;
   /** Only to expand outputs: a layer whose output projection is fused does without. */
   readonly upV?: Float32Array;
   /** [numKvHeads, headDim], exactly if the spec has keyBias. */
@@ -50,7 +54,7 @@ export class PaluLayer {
     const table = this.#allocate(this.layout.table.byteLength);
     device.i32(table).set(this.layout.table);
     this.table = table.pointer;
-    this.upK = this.#upload(factors.upK);
+    this.upK = "pointer" in factors.upK ? factors.upK.pointer : this.#upload(factors.upK);
     this.keyBias = factors.keyBias && this.#upload(factors.keyBias);
     this.#upV = factors.upV && this.#upload(factors.upV);
     this.#valueBias = factors.valueBias && this.#upload(perQueryHead(spec, factors.valueBias));
@@ -179,9 +183,10 @@ function checkFactors(spec: PaluLayerSpec, layout: LatentLayout, factors: PaluFa
   } as const;
   for (const name of ["upK", "upV", "keyBias", "valueBias"] as const) {
     const given = factors[name];
-    if (given && given.length !== lengths[name]) {
-      throw new ShapeError(`${name} must have ${lengths[name]} elements, got ${given.length}`);
-    }
+    if (given === undefined) continue;
+    if ("pointer" in given) requireType(name, given, "f32");
+    const length = "pointer" in given ? numElements(given.shape) : given.length;
+    if (length !== lengths[name]) throw new ShapeError(`${name} must have ${lengths[name]} elements, got ${length}`);
   }
 }
 

@@ -57,6 +57,7 @@ const loadTypes = {
   splat32: "i8v",
   splat64: "i16v",
   "u16 to i32v": "i32v",
+  "i16 to i32v": "i32v",
   "i8 to i16v": "i16v",
 } as const satisfies Record<LoadForm, ValueType>;
 

@@ -27,6 +27,7 @@ const loaded: Record<Exclude<LoadForm, "f32">, Int32Array> = {
   splat32: lanes32(() => view.getInt32(at, true)),
   splat64: lanes32((lane) => view.getInt32(at + (lane & 1) * 4, true)),
   "u16 to i32v": lanes32((lane) => view.getUint16(at + lane * 2, true)),
+  "i16 to i32v": lanes32((lane) => view.getInt16(at + lane * 2, true)),
   "i8 to i16v": bitsOf(Int16Array.from({ length: 8 }, (_, lane) => view.getInt8(at + lane))),
 };
 

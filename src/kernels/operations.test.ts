@@ -182,6 +182,7 @@ const meanings: Record<Exclude<Operation, "f32v.fma">, Meaning> = {
   "i16v.add": each((a, b) => int16(a + b)),
   "i16v.sub": each((a, b) => int16(a - b)),
   "i16v.mul": each((a, b) => int16(imul(a, b))),
+  "i16v.max": each((a, b) => Math.max(a, b)),
   "i16v.shl": shift((a, count) => int16(a << count)),
   "i16v.shr": shift((a, count) => a >> count),
   "i16v.shrU": shift((a, count) => int16((a & 0xffff) >>> count)),

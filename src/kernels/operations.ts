@@ -122,6 +122,7 @@ const signatureTable = {
   "i16v.add": binary("i16v"),
   "i16v.sub": binary("i16v"),
   "i16v.mul": binary("i16v"),
+  "i16v.max": binary("i16v"),
   "i16v.shl": [["i16v", "i32"], "i16v"],
   "i16v.shr": [["i16v", "i32"], "i16v"],
   "i16v.shrU": [["i16v", "i32"], "i16v"],

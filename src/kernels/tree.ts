@@ -33,6 +33,8 @@ export type LoadForm =
   | "splat64"
   /** `lanes` 16-bit values, widened without sign to i32v. */
   | "u16 to i32v"
+  /** The same with sign. */
+  | "i16 to i32v"
   /** `2 * lanes` bytes, widened with sign to i16v. */
   | "i8 to i16v";
 

@@ -68,6 +68,7 @@ export const loads: Record<LoadForm, Instruction> = {
   splat32: simd(0x09),
   splat64: simd(0x0a),
   "u16 to i32v": simd(0x04),
+  "i16 to i32v": simd(0x03),
   "i8 to i16v": simd(0x01),
 };
 
@@ -167,6 +168,7 @@ export const plainOperations = {
   "i16v.add": simd(0x8e),
   "i16v.sub": simd(0x91),
   "i16v.mul": simd(0x95),
+  "i16v.max": simd(0x98),
   "i16v.shl": simd(0x8b),
   "i16v.shr": simd(0x8c),
   "i16v.shrU": simd(0x8d),

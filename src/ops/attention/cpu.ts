@@ -6,6 +6,7 @@ import { defineKernel, type KernelBuilder, type Value } from "../../kernels/inde
 import { blockBytes, blockSource, sourceParams, valuePitch } from "./blockSources.ts";
 import { type AttentionSpec, defaultSplitSize, valueDim } from "./contract.ts";
 import { type Extent, f32Bytes, roundUp, zeroRow } from "./dims.ts";
+import { directBytes, directTiles } from "./directTiles.ts";
 import { endChunk, foldChunk, initRowState, type KeyMask, rowState, softmaxRow } from "./onlineSoftmax.ts";
 import { headTiles, itemWords, keyBlock, mergeWords, queryTile, tasksPerItem } from "./plan.ts";
 import { accumulateBlock, rowPitch, scoreBlock } from "./registerTiles.ts";
@@ -32,7 +33,8 @@ function scratchLayout(spec: AttentionSpec) {
   const scores = total + rows * rowPitch(valueDim(spec));
   const states = scores + rows * keyBlock * 4;
   const block = Math.ceil((states + rows * rowState.numBytes) / 64) * 64;
-  return { q, acc, total, scores, states, block, numBytes: block + blockBytes(spec) };
+  const direct = block + blockBytes(spec);
+  return { q, acc, total, scores, states, block, direct, numBytes: direct + directBytes(spec) };
 }
 
 /** One task is one work item of the plan with some query heads of one key/value head. */
@@ -64,6 +66,8 @@ export const attentionKernel = defineKernel({
       return { acc: k.let(acc.add(offset)), total: k.let(total.add(offset)) };
     };
     const sourceOf = blockSource(k, spec, p, block);
+    const ownRows = { q, acc, scores, alpha, alphaStride: rowState.numBytes, own: at(layout.direct) };
+    const direct = directTiles(k, spec, p, ownRows);
     k.forTasks((task) => {
       const itemIndex = k.let(task.divU(tasksPerItem(spec)));
       const item = k.let(p.items.add(itemIndex.mul(itemWords * 4)));
@@ -88,6 +92,7 @@ export const attentionKernel = defineKernel({
         angles: k.let(p.ropeTable.add(seen.mul((spec.rope?.dim ?? 0) * 4))),
       };
       copyQueries(k, spec, from, q, tokens, heads);
+      direct?.begin();
       k.for(0, rows, 1, (r) => {
         initRowState(k, stateOf(r));
         zeroRow(k, rowsOf(r).acc, valueChannels);
@@ -99,9 +104,14 @@ export const attentionKernel = defineKernel({
         const end = k.let(k.select(left.lt(keyBlock), left, keyBlock));
         const visible = blockVisibility(k, spec, { blockStart, left, end, position, tokens });
         const range = { blockTable, blockStart, begin: visible.begin, end };
-        source.loadKeys(range);
-        const channels = { channels: source.keyChannels, maxChannels: headDim };
-        scoreBlock(k, channels, { q, keys: block, scores, rows }, range.begin, end);
+        // Whether the block has to go through scratch: with several tokens, or if the direct way met what it cannot read.
+        const inScratch = k.var("i32", 1);
+        if (direct) k.if(tokens.eq(1), () => inScratch.set(direct.score(kvHead, range)));
+        k.if(inScratch.value, () => {
+          source.loadKeys(range);
+          const channels = { channels: source.keyChannels, maxChannels: headDim };
+          scoreBlock(k, channels, { q, keys: block, scores, rows }, range.begin, end);
+        });
 
         k.for(0, tokens, 1, (token) => {
           const bits = spec.customMask
@@ -121,10 +131,21 @@ export const attentionKernel = defineKernel({
             softmaxRow(k, { softCap, bias, mask }, k.let(scores.add(r.mul(keyBlock * 4))), stateOf(r));
           });
         });
-        source.loadValues?.(range);
-        const values = { values: block, valuePitch: valuePitch(spec), columns: valueChannels };
-        const sums = { acc, weights: scores, maxColumns: valueDim(spec), alpha, alphaStride: rowState.numBytes, rows };
-        accumulateBlock(k, { ...values, ...sums }, range.begin, end);
+        const accumulateInScratch = (): void => {
+          source.loadValues?.(range);
+          const values = { values: block, valuePitch: valuePitch(spec), columns: valueChannels };
+          const sums = {
+            acc,
+            weights: scores,
+            maxColumns: valueDim(spec),
+            alpha,
+            alphaStride: rowState.numBytes,
+            rows,
+          };
+          accumulateBlock(k, { ...values, ...sums }, range.begin, end);
+        };
+        if (direct) k.if(inScratch.value, accumulateInScratch, () => direct.accumulate(range));
+        else accumulateInScratch();
 
         const next = k.let(blockStart.add(keyBlock));
         k.if(next.rem(splitSize).eq(0).or(next.ge(keyEnd)), () => {

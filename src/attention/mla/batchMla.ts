@@ -67,6 +67,8 @@ export interface BatchMlaArgs {
 /** Neighbouring sequences of one form, and their rows. */
 export interface MlaSegment {
   readonly form: MlaForm;
+  /** Its number among the segments of its form. */
+  readonly index: number;
   readonly firstSeq: number;
   readonly endSeq: number;
   readonly firstRow: number;
@@ -105,9 +107,10 @@ export class BatchMLAPagedAttention {
 
   /** Changes when commands recorded before the last `plan` cannot be run after it. */
   get recordingKey(): string {
-    const keys = this.segments.map(
-      ({ form, firstRow, endRow }, i) => `${form} ${firstRow} ${endRow} ${this.#of(form, i).recordingKey}`,
-    );
+    const keys = this.segments.map((segment) => {
+      const { form, firstRow, endRow } = segment;
+      return `${form} ${firstRow} ${endRow} ${this.#of(segment).recordingKey}`;
+    });
     return [...keys, this.#workspace.key].join(";");
   }
 
@@ -120,8 +123,8 @@ export class BatchMLAPagedAttention {
     validateAttentionBatch({ pageSize: this.spec.pageSize }, batch);
     const segments = cutIntoSegments(batch, (s) => this.#formOf(batch, s));
     let absorbedRows = 0;
-    for (const [i, segment] of segments.entries()) {
-      this.#of(segment.form, i).plan(batchOf(batch, segment));
+    for (const segment of segments) {
+      this.#of(segment).plan(batchOf(batch, segment));
       if (segment.form === "absorbed") absorbedRows = Math.max(absorbedRows, segment.endRow - segment.firstRow);
     }
     this.#workspace.reserve("queries", absorbedRows * numHeads * (kvLoraRank + qkRopeHeadDim));
@@ -153,7 +156,7 @@ export class BatchMLAPagedAttention {
       ? (args.lse ?? allocateResult(this.device, "mla lse", [numRows, numHeads]))
       : undefined;
     try {
-      for (const [i, segment] of this.segments.entries()) this.#recordSegment(recorder, args, segment, i, out, lse);
+      for (const segment of this.segments) this.#recordSegment(recorder, args, segment, out, lse);
     } catch (error) {
       freeResult(this.device, { out, lse });
       throw error;
@@ -183,13 +186,12 @@ export class BatchMLAPagedAttention {
     recorder: Recorder,
     args: BatchMlaArgs,
     segment: MlaSegment,
-    index: number,
     out: RowsTensor,
     lse: DeviceTensor | undefined,
   ): void {
     const { cache, kvBProj, sinks, ropeTable, ckvScale, kpeScale } = args;
     const shared = { cache, sinks, ropeTable, ckvScale, kpeScale };
-    const { firstRow } = segment;
+    const { firstRow, index } = segment;
     const { numHeads, qkNopeHeadDim, vHeadDim, kvLoraRank: columns } = this.spec;
     const qNope = headsFrom(args.qNope, firstRow);
     const qPe = args.qPe && headsFrom(args.qPe, firstRow);
@@ -222,7 +224,7 @@ export class BatchMLAPagedAttention {
     });
   }
 
-  #of(form: MlaForm, index: number): AbsorbedMla | RebuiltMla {
+  #of({ form, index }: MlaSegment): AbsorbedMla | RebuiltMla {
     return form === "absorbed" ? this.#absorbedOf(index) : this.#rebuiltOf(index);
   }
 
@@ -260,7 +262,8 @@ function cutIntoSegments(batch: AttentionBatch, formOf: (sequence: number) => Ml
     let endSeq = Math.min(firstSeq + 1, numSeqs);
     while (endSeq < numSeqs && formOf(endSeq) === form) endSeq++;
     const endRow = endSeq === numSeqs ? numRows : queryIndptr[endSeq];
-    segments.push({ form, firstSeq, endSeq, firstRow: queryIndptr[firstSeq], endRow });
+    const index = segments.filter((segment) => segment.form === form).length;
+    segments.push({ form, index, firstSeq, endSeq, firstRow: queryIndptr[firstSeq], endRow });
     firstSeq = endSeq;
     if (numSeqs === 0) break;
   }

@@ -220,4 +220,5 @@ it("finds the slot that is none on the host", () => {
     "slotMapping[3] = 4096 is not a slot: the pool has 1024",
   );
   expect(() => checkSlotMapping([-2], 1, 4)).toThrow("slotMapping[0] = -2 is not a slot");
+  expect(() => checkSlotMapping([3, -1, -1, 0, 3], 5, 4)).toThrow("slotMapping[4] = 3 is the slot of token 0 too");
 });

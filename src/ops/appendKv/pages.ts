@@ -168,15 +168,23 @@ export function storageName(storage: PageStorage): string {
 }
 
 /**
- * Checks the first `numTokens` slots on the host, once a step rather than once a layer: each is -1 or below `numSlots`.
+ * Checks the first `numTokens` slots on the host, once a step rather than once a layer: each is -1 or below `numSlots`, and no two are the same.
  * Throws ArgumentError naming the entry. The kernels skip any other value too, so that a wrong one cannot reach foreign memory.
  */
 export function checkSlotMapping(slotMapping: ArrayLike<number>, numTokens: number, numSlots: number): void {
+  const writers = new Map<number, number>();
   for (let token = 0; token < numTokens; token++) {
     const slot = slotMapping[token];
-    if (slot === -1 || (Number.isInteger(slot) && slot >= 0 && slot < numSlots)) continue;
-    throw new ArgumentError(
-      `slotMapping[${token}] = ${slot} is not a slot: the pool has ${numSlots} (-1 writes nothing)`,
-    );
+    if (slot === -1) continue;
+    if (!Number.isInteger(slot) || slot < 0 || slot >= numSlots) {
+      throw new ArgumentError(
+        `slotMapping[${token}] = ${slot} is not a slot: the pool has ${numSlots} (-1 writes nothing)`,
+      );
+    }
+    const other = writers.get(slot);
+    if (other !== undefined) {
+      throw new ArgumentError(`slotMapping[${token}] = ${slot} is the slot of token ${other} too`);
+    }
+    writers.set(slot, token);
   }
 }

@@ -11,7 +11,7 @@ export function storedValue(storage: ElementStorage, x: number): number {
 
 /**
  * Writes x ([tokens, numKvHeads * headDim]) to `pages` ([slots, numKvHeads * headDim], changed in place) by slot, as the numbers that the storage
- * keeps of them; -1 writes nothing. Called once for the keys and once for the values.
+ * keeps of them; -1 writes nothing. Called once for the keys and once for the values, then with their `headDim` and `storage`.
  */
 export function appendKv(
   { numKvHeads, headDim, storage, encoding }: AppendKvSpec,

@@ -2,8 +2,10 @@ import { afterAll, afterEach, beforeAll, describe, expect, it } from "vitest";
 import { difference, makePool, movedTo, randomBytes } from "../../../test/ops/storedPages.ts";
 import { normals, type TestDevice, testDevices } from "../../../test/ops/testDevice.ts";
 import { encodeFp8Tokens } from "../../attention/mla/index.ts";
+import { f32ToF16 } from "../../tensor/index.ts";
 import type { KvPages } from "../appendKv/index.ts";
 import type { PageStorage } from "../attention/storage.ts";
+import { getBatchIndicesPositions, slotMappingOf } from "../cacheUpdate/index.ts";
 import { type AppendMlaSpec, appendMla, mlaTokenPages, recordAppendMla } from "./index.ts";
 
 const tile128: PageStorage = { kind: "tiled", tile: 128 };
@@ -90,6 +92,49 @@ describe.each(Object.entries(testDevices))("appendMla on %s", (_name, create) =>
       ckvPages: ckv.k,
       kpePages: kpe && movedTo(ckv.numBytes, kpe.k),
     });
+  });
+
+  it.each(
+    [[45], [4096], [45, 8, 25], [45, 8, 25, 22, 400]].flatMap((lengths) =>
+      [1, 16, 64].map((pageSize) => ({ lengths, pageSize })),
+    ),
+  )("has FlashInfer's sequences of $lengths in pages of $pageSize", async ({ lengths, pageSize }) => {
+    const spec = { kvLoraRank: 8, qkRopeHeadDim: 4, storage: "f16" } as const;
+    const kvIndptr = [0];
+    const appendIndptr = [0];
+    for (const length of lengths) {
+      kvIndptr.push((kvIndptr.at(-1) ?? 0) + Math.ceil(length / pageSize));
+      appendIndptr.push((appendIndptr.at(-1) ?? 0) + length);
+    }
+    const numTokens = appendIndptr.at(-1) ?? 0;
+    const numPages = (kvIndptr.at(-1) ?? 0) + 1;
+    const kvIndices = Array.from({ length: numPages }, (_, i) => numPages - 1 - i);
+    const places = getBatchIndicesPositions(appendIndptr, lengths, numTokens);
+    const slotMapping = slotMappingOf(places, kvIndices, kvIndptr, pageSize);
+    const [ckv, kpe] = [8, 4].map((channels) => normals(numTokens * channels, channels));
+    const numBytes = numPages * pageSize * 24;
+    const pages = mlaTokenPages(spec, { pointer: 0, numSlots: numPages * pageSize, pageSize });
+    const device = test.bytes([numBytes], "u8", randomBytes(numBytes, 3));
+    await test.run((recorder) =>
+      recordAppendMla(recorder, spec, {
+        ckv: test.f32([numTokens, 8], ckv),
+        kpe: test.f32([numTokens, 4], kpe),
+        ckvPages: movedTo(device.pointer, pages.ckvPages),
+        kpePages: pages.kpePages && movedTo(device.pointer, pages.kpePages),
+        slotMapping: test.i32([numTokens], slotMapping),
+      }),
+    );
+    // Token by token: ckv and kpe side by side where the page table says.
+    const memory = randomBytes(numBytes, 3);
+    for (const [s, length] of lengths.entries()) {
+      for (let t = 0; t < length; t++) {
+        const slot = kvIndices[kvIndptr[s] + Math.floor(t / pageSize)] * pageSize + (t % pageSize);
+        const row = appendIndptr[s] + t;
+        const numbers = [...ckv.subarray(row * 8, row * 8 + 8), ...kpe.subarray(row * 4, row * 4 + 4)];
+        memory.set(new Uint8Array(Uint16Array.from(numbers, f32ToF16).buffer), slot * 24);
+      }
+    }
+    expect(difference(test.readBytes(device), memory)).toBeUndefined();
   });
 
   it("writes the bytes of FlashMLA's token", async () => {

@@ -3,7 +3,14 @@
  * attention/storage.ts.
  */
 import { ArgumentError } from "../../tensor/index.ts";
-import { type PageStorage, rowElements, rowScales, storageBytes, validateStorage } from "../attention/storage.ts";
+import {
+  type PageStorage,
+  type PageStrides,
+  rowElements,
+  rowScales,
+  storageBytes,
+  validateStorage,
+} from "../attention/storage.ts";
 import { checkPositive } from "../elementwise/rows.ts";
 
 /** Distances between pages, the slots of a page, and the heads of a slot. Units of `storageBytes` for rows, f32 for scales. */
@@ -165,6 +172,29 @@ export function storageName(storage: PageStorage): string {
   if (typeof storage === "string") return storage;
   if (storage.kind === "tiled") return `e4m3 in tiles of ${storage.tile}`;
   return `${storage.bits} bits in groups of ${storage.groupSize || "a row"}`;
+}
+
+/** What attention is told of pages: where they and their scales begin, and their strides in its units. */
+export interface AttentionPages {
+  readonly pages: number;
+  readonly strides: PageStrides;
+  readonly scales?: number;
+  readonly scaleStrides?: PageStrides;
+}
+
+/** The same pages as an append is given them, in the words of `AttentionArgs`. Throws ArgumentError as `checkPages` does. */
+export function attentionPages(rows: SlotRows, pages: KvPages): AttentionPages {
+  const checked = checkPages("pages", rows, pages);
+  const strides = ({ pageBytes, slotBytes, headBytes }: ByteStrides, unit: number): PageStrides => ({
+    page: pageBytes / unit,
+    slot: slotBytes / unit,
+    head: headBytes / unit,
+  });
+  return {
+    pages: checked.pointer,
+    strides: strides(checked, storageBytes(rows.storage)),
+    ...(rows.scales > 0 && { scales: checked.scales.pointer, scaleStrides: strides(checked.scales, 4) }),
+  };
 }
 
 /**

@@ -55,6 +55,8 @@ export {
 export { type CopyPagesArgs, type PageBuffer, recordCopyPages } from "../ops/copyPages/index.ts";
 /** Arrays in device memory, and where an operation is recorded. */
 export type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
+/** Hadamard transforms: of rows, and folded into low-rank factors. */
+export { CpuHadamard, foldHadamard, type HadamardArgs, type HadamardSpec } from "../ops/hadamard/index.ts";
 /** Results over disjoint sets of keys become the result over all of them; attention sinks. */
 export {
   type ApplySinksArgs,

@@ -24,8 +24,9 @@ export {
   raggedPagedAttentionV3Hd64,
 } from "./raggedPagedAttentionV3.ts";
 export type { BlockSizes, V3Tuning } from "./raggedV3Checks.ts";
-/** vLLM over Palu's latents: prefill after a cached context, the two versions of decoding and the choice of one, its cache layout. */
+/** vLLM over Palu's latents: prefill after a cached context. */
 export { type ContextAttentionArgs, contextAttentionFwd } from "./contextAttention.ts";
+/** vLLM over Palu's latents: the two versions of decoding, the choice of one, and its cache layout. */
 export {
   type BlocksparseArgs,
   type ForwardDecodeMlrdPaluArgs,

@@ -49,6 +49,8 @@ export {
 } from "../ops/gatedActivation/index.ts";
 /** Rows of a matrix by index. */
 export { gatherRows } from "../ops/gatherRows/index.ts";
+/** The orthonormal Hadamard transform of rows, and its matrix for any size. */
+export { hadamardMatrix, hadamardTransform } from "../ops/hadamard/index.ts";
 /** Soft cap; largest logit, where it is, and log-sum-exp of a row; a row's largest logits in order. */
 export { type Candidate, type RowStatistics, rowStatistics, softCap, topCandidates } from "../ops/logits/index.ts";
 /** Matrix products with weights [out features, in features]. */

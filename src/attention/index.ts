@@ -9,11 +9,15 @@ export * from "../devices/index.ts";
 export {
   type AppendKvArgs,
   type AppendKvSpec,
+  type AttentionPages,
   appendKvKernel,
+  attentionPages,
   checkSlotMapping,
+  headRows,
   type KvPages,
   recordAppendKv,
   type ScalePages,
+  type SlotRows,
 } from "../ops/appendKv/index.ts";
 /** The append of low-rank latents, to pages or to the windows of recent tokens, and the flush of those. */
 export {
@@ -51,8 +55,14 @@ export {
   slotMappingOf,
   type TokenPlaces,
 } from "../ops/cacheUpdate/index.ts";
-/** Copies of whole pages, for copy-on-write. */
-export { type CopyPagesArgs, type PageBuffer, recordCopyPages } from "../ops/copyPages/index.ts";
+/** Copies of whole pages, for copy-on-write: codes and scales. */
+export {
+  type CopyPagesArgs,
+  type PageBuffer,
+  pageBuffers,
+  recordCopyPages,
+  type StoredPages,
+} from "../ops/copyPages/index.ts";
 /** Arrays in device memory, and where an operation is recorded. */
 export type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 /** Hadamard transforms: of rows, and folded into low-rank factors. */
@@ -90,6 +100,34 @@ export {
 export { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
 /** Masks of single pairs, for `customMask`. */
 export { type MaskLengths, packedIndptr, packMask, packVisible, treeMask, unpackMask } from "./masks.ts";
+/** Multi-head latent attention. */
+export {
+  AbsorbedMla,
+  type AbsorbedMlaArgs,
+  type AbsorbedMlaSpec,
+  absorbIntoOutput,
+  absorbIntoQueries,
+  BatchMLAPagedAttention,
+  type BatchMlaArgs,
+  type BatchMlaSpec,
+  decodeFp8Tokens,
+  encodeFp8Tokens,
+  type Fp8TokenLayout,
+  fp8TokenLayout,
+  type MlaCacheSpec,
+  type MlaCacheTensors,
+  type MlaDims,
+  type MlaQueries,
+  type MlaSegment,
+  type MlaStepForm,
+  type MlaStorage,
+  mlaAbsorbThreshold,
+  mlaSoftmaxScale,
+  SparseMla,
+  type SparseMlaLists,
+  type SparseMlaSpec,
+  type YarnMagnitude,
+} from "./mla/index.ts";
 /** Attention over Palu's low-rank latents, their caches, layers and recent windows. */
 export * from "./palu/index.ts";
 export { type AttentionResult, freeResult, type ResultTensor, runRecorded } from "./results.ts";

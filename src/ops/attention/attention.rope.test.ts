@@ -52,6 +52,13 @@ describe.each(Object.entries(testDevices))("keys rotated on load equal the refer
       100,
     ));
 
+  it("for queries before the first key, in one tile with others", () => {
+    const given = rotated({ style: "halves", dim: 8, queries: true });
+    // All queries but the last three have lost their keys.
+    const kvLens = given.batch.kvLens.map((kvLen, s) => Math.min(kvLen, mixed[s]?.queryLen > 3 ? 3 : kvLen));
+    return expectEqualsReference(device, { ...given, batch: { ...given.batch, kvLens, allowUnseeing: true } }, 100);
+  });
+
   it.each<[string, Partial<AttentionSpec>]>([
     ["quantised keys in contiguous rows", { storage: "i8", pageSize: undefined }],
     ["an odd head dimension", { headDim: 23, headDimV: 9 }],

@@ -83,13 +83,16 @@ export const attentionKernel = defineKernel({
       const source = sourceOf(kvHead, { blockTable, positionOffset, recentStart: wordOf(5), window: wordOf(6) });
 
       const ownPosition = k.let(positionOffset.add(position));
-      const seen = k.let(k.select(ownPosition.gt(0), ownPosition, 0));
       const from = {
         queries: k.let(p.q.add(row.mul(p.qRowBytes)).add(firstQHead.mul(headDim * 4))),
         rowBytes: p.qRowBytes,
         kScale: p.kScale,
         channels: source.keyChannels,
-        angles: k.let(p.ropeTable.add(seen.mul((spec.rope?.dim ?? 0) * 4))),
+        // Queries before the first key see nothing: position 0 will do for them.
+        anglesOf: (token: Value<"i32">) => {
+          const at = k.let(ownPosition.add(token));
+          return k.let(p.ropeTable.add(k.select(at.gt(0), at, 0).mul((spec.rope?.dim ?? 0) * 4)));
+        },
       };
       copyQueries(k, spec, from, q, tokens, heads);
       direct?.begin();

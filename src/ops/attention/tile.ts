@@ -106,8 +106,8 @@ export function copyQueries(
     readonly kScale: Value<"f32">;
     /** Channels of a query that mean something; the rest of its registers becomes zero. */
     readonly channels: Extent;
-    /** cos and sin of the first token, if queries rotate. */
-    readonly angles: Address;
+    /** cos and sin of a token of the tile, if queries rotate. */
+    readonly anglesOf: (token: Int) => Address;
   },
   q: Address,
   tokens: Int,
@@ -123,7 +123,7 @@ export function copyQueries(
     clearTail(k, to, from.channels);
     if (!rope?.queries) return;
     const { dim, style, offset = 0 } = rope;
-    rotateRow(k, { rotaryDim: dim, style }, k.let(to.add(offset * 4)), k.let(from.angles.add(token.mul(dim * 4))));
+    rotateRow(k, { rotaryDim: dim, style }, k.let(to.add(offset * 4)), from.anglesOf(token));
   });
 }
 

@@ -4,11 +4,43 @@
  */
 
 export type { CompatOptions } from "./attendOnce.ts";
+/** vLLM over Palu's latents: prefill after a cached context. */
+export { type ContextAttentionArgs, contextAttentionFwd } from "./contextAttention.ts";
+/** FlashInfer: batches over pages in compressed rows, and over contiguous rows. */
+export {
+  type BatchDecodePlanOptions,
+  type BatchDecodeRunOptions,
+  BatchDecodeWithPagedKVCacheWrapper,
+} from "./flashinferDecode.ts";
+export type { PagedKvCache } from "./flashinferPages.ts";
+export {
+  alibiSlopes,
+  type FlashInferPlanOptions,
+  type FlashInferRunOptions,
+  type PosEncodingMode,
+} from "./flashinferPlan.ts";
+export {
+  type BatchPrefillPlanOptions,
+  BatchPrefillWithPagedKVCacheWrapper,
+  BatchPrefillWithRaggedKVCacheWrapper,
+} from "./flashinferPrefill.ts";
 export type { PageTable } from "./int32Arrays.ts";
 /** JAX and torch_xla: paged_attention with one query a sequence, and with several. */
 export type { JaxPages, QuantizedPages } from "./jaxPages.ts";
 export { type MultiQueriesPagedAttentionOptions, multiQueriesPagedAttention } from "./multiQueriesPagedAttention.ts";
 export { type PagedAttentionOptions, pagedAttention } from "./pagedAttention.ts";
+/** vLLM over Palu's latents: the two versions of decoding, the choice of one, and its cache layout. */
+export {
+  type BlocksparseArgs,
+  type ForwardDecodeMlrdPaluArgs,
+  forwardDecodeMlrdPalu,
+  type PagedAttentionMlrdPaluArgs,
+  type PagedAttentionMlrdPaluV2Args,
+  pagedAttentionMlrdPaluV1,
+  pagedAttentionMlrdPaluV2,
+  usesPagedAttentionV1,
+} from "./pagedAttentionMlrdPalu.ts";
+export type { KvCacheDtype, PaluCacheArgs } from "./paluCache.ts";
 /** JAX, torch_xla and tpu-inference: ragged_paged_attention. */
 export {
   type RaggedPagedAttentionV1Options,
@@ -24,20 +56,6 @@ export {
   raggedPagedAttentionV3Hd64,
 } from "./raggedPagedAttentionV3.ts";
 export type { BlockSizes, V3Tuning } from "./raggedV3Checks.ts";
-/** vLLM over Palu's latents: prefill after a cached context. */
-export { type ContextAttentionArgs, contextAttentionFwd } from "./contextAttention.ts";
-/** vLLM over Palu's latents: the two versions of decoding, the choice of one, and its cache layout. */
-export {
-  type BlocksparseArgs,
-  type ForwardDecodeMlrdPaluArgs,
-  forwardDecodeMlrdPalu,
-  type PagedAttentionMlrdPaluArgs,
-  type PagedAttentionMlrdPaluV2Args,
-  pagedAttentionMlrdPaluV1,
-  pagedAttentionMlrdPaluV2,
-  usesPagedAttentionV1,
-} from "./pagedAttentionMlrdPalu.ts";
-export type { KvCacheDtype, PaluCacheArgs } from "./paluCache.ts";
 export {
   type CacheElements,
   keyPagesFromVllm,

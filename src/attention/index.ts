@@ -67,6 +67,8 @@ export {
 export type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 /** Hadamard transforms: of rows, and folded into low-rank factors. */
 export { CpuHadamard, foldHadamard, type HadamardArgs, type HadamardSpec } from "../ops/hadamard/index.ts";
+/** Heads of packed rows: what queries of latent attention are made of. */
+export type { HeadsTensor } from "../ops/headProjection/index.ts";
 /** Results over disjoint sets of keys become the result over all of them; attention sinks. */
 export {
   type ApplySinksArgs,

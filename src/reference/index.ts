@@ -3,6 +3,19 @@
  * function's own docstring has the shapes.
  */
 
+/** Multi-head latent attention: whole layers without absorption, and attention over paged latents or lists of them. */
+export {
+  type MlaModuleOutputs,
+  type MlaModuleSpec,
+  type MlaModuleWeights,
+  type MlaReferenceInputs,
+  type MlaReferenceOutputs,
+  type MlaReferenceSpec,
+  mlaModule,
+  mlaReference,
+  type SparseMlaDims,
+  sparseMlaReference,
+} from "../attention/mla/index.ts";
 /** Keys or values of new tokens to their slots; and what a page of a storage type holds of an f32 value. */
 export { type AppendKvSpec, appendKv, appendRows, type RowsToStore, storedValue } from "../ops/appendKv/index.ts";
 /** Low-rank latents of new tokens to their slots, and from the windows of recent tokens to pages, bit for bit. */
@@ -34,6 +47,8 @@ export {
 } from "../ops/attention/index.ts";
 /** Slices of new rows to a cache, bit for bit. */
 export { type KvCacheUpdateSpec, kvCacheUpdate } from "../ops/cacheUpdate/index.ts";
+/** Products of every head with its own matrix, rows of cached tokens by slot, and copies of heads between layouts. */
+export { copyHeads } from "../ops/copyHeads/index.ts";
 /** Copies of whole cache pages, in order. */
 export { copyPages } from "../ops/copyPages/index.ts";
 /** Sums and products of rows, element by element. */
@@ -49,8 +64,10 @@ export {
 } from "../ops/gatedActivation/index.ts";
 /** Rows of a matrix by index. */
 export { gatherRows } from "../ops/gatherRows/index.ts";
+export { gatherSlots } from "../ops/gatherSlots/index.ts";
 /** The orthonormal Hadamard transform of rows, and its matrix for any size. */
 export { hadamardMatrix, hadamardTransform } from "../ops/hadamard/index.ts";
+export { type HeadProjectionSpec, headProjection } from "../ops/headProjection/index.ts";
 /** Soft cap; largest logit, where it is, and log-sum-exp of a row; a row's largest logits in order. */
 export { type Candidate, type RowStatistics, rowStatistics, softCap, topCandidates } from "../ops/logits/index.ts";
 /** Matrix products with weights [out features, in features]. */

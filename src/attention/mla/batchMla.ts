@@ -23,7 +23,7 @@ import { RebuiltMla, rowsFrom } from "./rebuilt.ts";
 import { Workspace } from "./workspace.ts";
 
 /** Which way attention is computed; the results agree to rounding. */
-export type MlaForm = "absorbed" | "rebuilt";
+export type MlaStepForm = "absorbed" | "rebuilt";
 
 /** What compiles kernels, how tokens are cached, and how a step is computed. */
 export interface BatchMlaSpec
@@ -33,7 +33,7 @@ export interface BatchMlaSpec
       "pageSize" | "storage" | "ropeStorage" | "smScale" | "causal" | "sinks" | "returnLse" | "lseBase" | "rope"
     > {
   /** "auto" by default: rebuilt for sequences of at least `absorbThreshold` new tokens. */
-  readonly form?: MlaForm | "auto";
+  readonly form?: MlaStepForm | "auto";
   /** New tokens from which on a sequence is rebuilt; by default where that begins to take fewer operations for its length. */
   readonly absorbThreshold?: number;
   /** Tokens whose keys and values are held rebuilt at a time, at least; 1024 by default. Longer contexts are done in chunks. */
@@ -66,7 +66,7 @@ export interface BatchMlaArgs {
 
 /** Neighbouring sequences of one form, and their rows. */
 export interface MlaSegment {
-  readonly form: MlaForm;
+  readonly form: MlaStepForm;
   /** Its number among the segments of its form. */
   readonly index: number;
   readonly firstSeq: number;
@@ -175,7 +175,7 @@ export class BatchMLAPagedAttention {
     this.#workspace.release();
   }
 
-  #formOf({ queryIndptr, kvLens }: AttentionBatch, sequence: number): MlaForm {
+  #formOf({ queryIndptr, kvLens }: AttentionBatch, sequence: number): MlaStepForm {
     const { form = "auto" } = this.spec;
     if (form !== "auto") return form;
     const threshold = this.spec.absorbThreshold ?? mlaAbsorbThreshold(this.spec, kvLens[sequence]);
@@ -254,7 +254,7 @@ export function mlaAbsorbThreshold(dims: MlaDims, kvLen: number): number {
 }
 
 /** Runs of neighbouring sequences of one form; one of no sequences for a batch without any. */
-function cutIntoSegments(batch: AttentionBatch, formOf: (sequence: number) => MlaForm): MlaSegment[] {
+function cutIntoSegments(batch: AttentionBatch, formOf: (sequence: number) => MlaStepForm): MlaSegment[] {
   const { numRows, numSeqs, queryIndptr } = batch;
   const segments: MlaSegment[] = [];
   for (let firstSeq = 0; firstSeq < numSeqs || segments.length === 0; ) {

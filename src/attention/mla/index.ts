@@ -9,8 +9,8 @@ export {
   BatchMLAPagedAttention,
   type BatchMlaArgs,
   type BatchMlaSpec,
-  type MlaForm,
   type MlaSegment,
+  type MlaStepForm,
   mlaAbsorbThreshold,
 } from "./batchMla.ts";
 export type { MlaCacheSpec, MlaCacheTensors, MlaStorage } from "./cache.ts";

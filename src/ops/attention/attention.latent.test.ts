@@ -89,6 +89,15 @@ describe.each(Object.entries(testDevices))("attention over latents equals the re
     check(latentCase(latentSpec(unequal, { ...heads, storage, pageSize: 3 }), unequal, few)),
   );
 
+  it.each([
+    ["f32", "i8"],
+    ["i8", "f16"],
+    [{ kind: "grouped", bits: 4, groupSize: 8 }, "bf16"],
+    ["bf16", { kind: "tiled", tile: 16 }],
+  ] as const)("with keys of %j and values of %j", (storage, valueStorage) =>
+    check(latentCase(latentSpec(unequal, { ...heads, storage, valueStorage, pageSize: 3 }), unequal, few)),
+  );
+
   it.each<KeyRopeSpec>([
     { style: "halves", dim: 16, queries: true },
     { style: "interleaved", dim: 16, queries: true },

@@ -116,6 +116,29 @@ describe.each(Object.entries(testDevices))("context attention over latents on %s
     { headDim: 128, maxRankK: 32, maxRankV: 16, pageSize: 32 },
   ])("equals attention over context and new tokens for %o", (changes) => expectEqualsReference(prefillCase(changes)));
 
+  it.each([128, 256, 512])("sees the last %i keys across the end of a longer context", (slidingWindow) =>
+    expectEqualsReference(
+      prefillCase({ slidingWindow, numQHeads: 2 }, [
+        { queryLen: 40, kvLen: 400 },
+        { queryLen: 1, kvLen: 300 },
+      ]),
+    ),
+  );
+
+  it("gives a token the same output however much of what is before it was cached", async () => {
+    const whole = prefillCase({ numQHeads: 2 }, [{ queryLen: 50, kvLen: 50 }]);
+    const want = paluOnReference(whole).out;
+    const rowLength = whole.layout.outRow;
+    for (const context of [1, 15, 16, 17, 33, 49]) {
+      const queryLen = 50 - context;
+      const rows = (values: Float32Array) => values.slice((values.length / 50) * context);
+      const batch = { ...whole.batch, numRows: queryLen, queryIndptr: Int32Array.of(0, queryLen) };
+      const args = argsOn(test, split({ ...whole, batch, q: rows(whole.q) }));
+      await contextAttentionFwd(test.device, args);
+      expect(largestError(test.readF32(args.o), want.subarray(context * rowLength))).toBeLessThan(5e-6);
+    }
+  });
+
   it("reads a window of 0 as none", () => expectEqualsReference(prefillCase(), { slidingWindow: 0 }));
 
   it.each(["f16", "bf16"] as const)("keeps new tokens as they are beside a context of %s", async (storage) => {

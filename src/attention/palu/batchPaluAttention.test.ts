@@ -10,7 +10,7 @@ import {
 } from "../../../test/fixtures/attention/palu.ts";
 import { bits, type Lengths, largestError } from "../../../test/fixtures/attention/ragged.ts";
 import { normals } from "../../../test/ops/testDevice.ts";
-import { CpuDevice } from "../../devices/index.ts";
+import { CpuDevice, type DeviceBuffer } from "../../devices/index.ts";
 import { attentionReference, nhdStrides, type PageStorage } from "../../ops/attention/index.ts";
 import { absorbQueries, allocateLatentCache, BatchPaluAttention, PaluLayer, type PaluSpec } from "./index.ts";
 
@@ -39,25 +39,27 @@ const mixed: readonly Lengths[] = [
 describe("attention over latents equals the reference", () => {
   // Every pair of the original kernel's build, with those that its cache layout cannot hold: ranks of 20, 10, 12, 28, 14, 30 and 15.
   it.each([
-    [64, 16, 8],
-    [64, 8, 16],
-    [80, 20, 8],
-    [80, 10, 16],
-    [96, 24, 32],
-    [96, 12, 8],
-    [112, 28, 16],
-    [112, 14, 32],
-    [120, 30, 8],
-    [120, 15, 16],
-    [128, 32, 32],
-    [128, 16, 8],
-    [192, 48, 16],
-    [192, 24, 32],
-    [256, 64, 8],
-    [256, 32, 16],
-  ])("for heads of %i channels with a latent of %i each, in pages of %i tokens", (headDim, rank, pageSize) => {
-    const spec = paluSpec({ headDim, maxRankK: rank, maxRankV: rank, pageSize });
-    return expectEqualsReference(paluCase(spec, { ranksK: [rank, rank], ranksV: [rank, rank] }, decode));
+    [64, 16],
+    [64, 8],
+    [80, 20],
+    [80, 10],
+    [96, 24],
+    [96, 12],
+    [112, 28],
+    [112, 14],
+    [120, 30],
+    [120, 15],
+    [128, 32],
+    [128, 16],
+    [192, 48],
+    [192, 24],
+    [256, 64],
+    [256, 32],
+  ])("for heads of %i channels with a latent of %i each, in pages of 8, 16 and 32 tokens", async (headDim, rank) => {
+    for (const pageSize of [8, 16, 32]) {
+      const spec = paluSpec({ headDim, maxRankK: rank, maxRankV: rank, pageSize });
+      await expectEqualsReference(paluCase(spec, { ranksK: [rank, rank], ranksV: [rank, rank] }, decode));
+    }
   });
 
   it.each([8, 16, 32, 1, 5])("for every storage type in pages of %i tokens", async (pageSize) => {
@@ -124,6 +126,26 @@ describe("attention over latents equals the reference", () => {
   it("for latents divided by a scale", () => {
     const given = paluCase(paluSpec(), { ranksK: [6, 4], ranksV: [3, 5] }, mixed);
     return expectEqualsReference({ ...given, kScale: 0.4, vScale: 1.7 });
+  });
+
+  it("for page ids in compressed rows, and rows behind the last sequence", async () => {
+    const given = paluCase(paluSpec(), { ranksK: [6, 4], ranksV: [3, 5] }, mixed);
+    const { batch, q } = given;
+    const lists = Array.from({ length: batch.numSeqs }, (_, s) => {
+      const numPages = Math.ceil(batch.kvLens[s] / 4);
+      return [...batch.blockTables.subarray(s * batch.maxPages, s * batch.maxPages + numPages)];
+    });
+    const pageIndptr = new Int32Array(batch.numSeqs + 1);
+    lists.forEach((list, s) => {
+      pageIndptr[s + 1] = pageIndptr[s] + list.length;
+    });
+    const padded = new Float32Array(q.length + 3 * 4 * 16).fill(Number.NaN);
+    padded.set(q);
+    const moved = { ...batch, numRows: batch.numRows + 3, blockTables: Int32Array.from(lists.flat()), pageIndptr };
+    await expectEqualsReference({ ...given, batch: moved, q: padded });
+    const { out, lse } = await paluOnDevice(device, { ...given, batch: moved, q: padded });
+    expect([...out.subarray(-3 * 16)].every((value) => value === 0)).toBe(true);
+    expect([...lse.subarray(-3 * 4)].every((value) => value === -Infinity)).toBe(true);
   });
 
   it("on one thread without shared memory and relaxed SIMD", async () => {
@@ -300,6 +322,56 @@ describe("one plan", () => {
     expect(bits(split.out)).toEqual(bits(whole.out));
     expect(bits(split.lse)).toEqual(bits(whole.lse));
   });
+});
+
+it("keys and values may share pages, and outputs may lie in wider rows", async () => {
+  const ranks = { ranksK: [6, 4], ranksV: [3, 5] };
+  const given = paluCase(paluSpec(), ranks, mixed);
+  const { spec, batch, layout } = given;
+  const [keyRow, valueRow, row] = [10, 8, 21];
+  const numSlots = batch.numPages * 4;
+  const buffers: DeviceBuffer[] = [];
+  const upload = (shape: readonly number[], values: Float32Array) => {
+    const buffer = device.allocate(values.byteLength, "test");
+    buffers.push(buffer);
+    device.f32(buffer).set(values);
+    return { pointer: buffer.pointer, shape, type: "f32" as const };
+  };
+  const shared = new Float32Array(numSlots * row).fill(Number.NaN);
+  for (let slot = 0; slot < numSlots; slot++) {
+    shared.set(given.kLatents.subarray(slot * keyRow, (slot + 1) * keyRow), slot * row);
+    shared.set(given.vLatents.subarray(slot * valueRow, (slot + 1) * valueRow), slot * row + keyRow + 1);
+  }
+  const pages = upload([batch.numPages, 4, row], shared);
+  const strides = [4 * row, row, 1];
+  const layer = new PaluLayer(device, spec, { ...ranks, upK: given.upK });
+  const attention = new BatchPaluAttention(device, spec);
+  attention.plan(batch);
+  const { numRows } = batch;
+  const wide = upload([numRows, 30], new Float32Array(numRows * 30).fill(9));
+  const out = { ...wide, shape: [numRows, layout.outRow], rowStride: 30, pointer: wide.pointer + 8 };
+  const ropeTable = given.ropeTable ?? new Float32Array(0);
+  const { lse } = await attention.run({
+    layer,
+    cache: {
+      pages: {
+        k: { ...pages, shape: [batch.numPages, 4, keyRow], strides },
+        v: { ...pages, shape: [batch.numPages, 4, valueRow], strides, pointer: pages.pointer + (keyRow + 1) * 4 },
+      },
+    },
+    q: upload([numRows, 4, 16], given.q),
+    ropeTable: upload([ropeTable.length / 16, 16], ropeTable),
+    out,
+  });
+  const got = device.f32At(wide.pointer, numRows * 30).slice();
+  const want = new Float32Array(numRows * 30).fill(9);
+  const { out: latents } = paluOnReference(given);
+  for (let i = 0; i < numRows; i++) want.set(latents.subarray(i * 16, (i + 1) * 16), i * 30 + 2);
+  expect(largestError(got, want)).toBeLessThan(5e-6);
+  if (lse?.buffer) buffers.push(lse.buffer);
+  for (const buffer of buffers) device.free(buffer);
+  attention.release();
+  layer.release();
 });
 
 describe("absorbed keys", () => {

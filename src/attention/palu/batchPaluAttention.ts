@@ -34,7 +34,7 @@ export interface BatchPaluArgs {
   readonly sinks?: DeviceTensor;
   /** [positions, rope.dim] f32, rows as RopeTable writes them, for a spec with rope. */
   readonly ropeTable?: DeviceTensor;
-  /** Factor on the logits, for latents stored divided by it; 1 by default, and with a bias of the keys. */
+  /** Factor on the logits, for latents stored divided by it, recent ones too; 1 by default, and with a bias of the keys. */
   readonly kScale?: number;
   /** Factor on the output, for latents stored divided by it; 1 by default. */
   readonly vScale?: number;

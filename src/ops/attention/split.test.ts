@@ -1,5 +1,11 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { bits, defaultSpec, type Lengths, largestError } from "../../../test/fixtures/attention/ragged.ts";
+import {
+  type AttentionResult,
+  bits,
+  defaultSpec,
+  type Lengths,
+  largestError,
+} from "../../../test/fixtures/attention/ragged.ts";
 import {
   type Variant,
   variantCase,
@@ -175,7 +181,7 @@ describe("context in chunks, some of them empty for a sequence", () => {
       const expected = variantOnReference({ ...whole, batch });
       const chunkTokens = 32;
       const chunkPages = chunkTokens / (spec.pageSize ?? 1);
-      const states = [];
+      const states: AttentionResult[] = [];
       for (let chunk = 0; chunk < 3; chunk++) {
         const kvLens = batch.kvLens.map((kvLen) => Math.max(0, Math.min(chunkTokens, kvLen - chunk * chunkTokens)));
         const blockTables = new Int32Array(batch.blockTables.length).fill(-1);

@@ -97,8 +97,8 @@ describe("any split of the keys gives the result", () => {
   ];
   it.each([...causalVariants, ...wholeVariants])("within 1e-5: %s", async (_, variant) => {
     const expected = variantOnReference(variantCase(variant, lengths, 2));
-    for (const splitSize of [32, 64, 96, 160, 4096]) {
-      for (const device of devices) {
+    for (const splitSize of [32, 96, 4096]) {
+      for (const device of splitSize === 32 ? devices : devices.slice(1)) {
         const got = await variantOnDevice(device, variantCase(withSplit(variant, splitSize), lengths, 2), 1000);
         expect(largestError(got.out, expected.out)).toBeLessThanOrEqual(1e-5);
         expect(largestError(got.lse, expected.lse)).toBeLessThanOrEqual(1e-5);
@@ -143,13 +143,13 @@ describe("a fixed split gives a token the same bits", () => {
   it.each(causalVariants)("in any chunking, company, padding and number of threads: %s", async (_, variant) => {
     const { seen, meet } = comparison(withSplit(variant, 64));
     for (const device of devices) {
-      for (const planThreads of [1, 4, 1000]) {
+      for (const planThreads of [1, 1000]) {
         await meet([{ queryLen: total, kvLen: total }], device, planThreads);
         await meet([{ queryLen: total, kvLen: total }, ...others], device, planThreads, 5);
         await meet([{ queryLen: 1, kvLen: total }, ...others], device, planThreads);
         for (let end = 50; end <= total; end += 50) await meet([{ queryLen: 50, kvLen: end }], device, planThreads);
       }
-      for (let end = 1; end <= total; end += 13)
+      for (let end = 1; end <= total; end += 37)
         await meet([{ queryLen: 1, kvLen: end }, ...others], device, 1000, end % 3);
     }
     expect(seen.size).toBe(total);
@@ -158,7 +158,7 @@ describe("a fixed split gives a token the same bits", () => {
   it.each(wholeVariants)("in any company, padding and number of threads: %s", async (_, variant) => {
     const { meet } = comparison(withSplit(variant, 64));
     for (const device of devices) {
-      for (const planThreads of [1, 4, 1000]) {
+      for (const planThreads of [1, 1000]) {
         await meet([{ queryLen: 20, kvLen: total }], device, planThreads);
         await meet([{ queryLen: 20, kvLen: total }, ...others], device, planThreads, 3);
         await meet([{ queryLen: 1, kvLen: total }, ...others], device, planThreads, 1);

@@ -149,6 +149,16 @@ it.each(["i8", grouped(2, 0), grouped(8, 8), tiled(8)] as const)(
   },
 );
 
+it("saturates groups on one side of 0 at their range, unless symmetric", () => {
+  const far = [5, 5.5, 6, 5.25];
+  const decoded = (symmetric: boolean): number[] => {
+    const storage = grouped(8, 0);
+    return [...decodeRows(storage, encodeRows(storage, far, 4, { symmetric }), 4)];
+  };
+  expect(decoded(false)).toEqual(far.map(() => expect.closeTo(1, 6)));
+  expect(decoded(true)).toEqual(far.map((value) => expect.closeTo(value, 1)));
+});
+
 it("refuses parts of rows, and scales of another number of rows", () => {
   expect(() => encodeRows("f32", [1, 2, 3], 2)).toThrow(ArgumentError);
   expect(() => decodeRows("i8", { units: new Int8Array(8), scales: new Float32Array(3) }, 4)).toThrow(

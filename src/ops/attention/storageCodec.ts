@@ -46,6 +46,8 @@ export interface EncodeOptions {
  * - f32 and bf16 keep infinities; f16 and the 8-bit floats saturate at 65504, 448 and 57344, and keep NaN.
  * - "i8": the scale is h = max |x| of the row, code = round(x * (127.5 / h)) within -128 to 127. JAX paged_attention/quantization_utils.
  * - grouped: scale = max(max - min, 1e-5) / (2^bits - 1), zero = round(-min / scale) within the codes, code = round(x / scale) + zero.
+ *   As the zero point is a code, a group needs numbers on both sides of 0: one whose numbers are all positive (all negative) saturates
+ *   at max - min, and one of equal numbers comes back near 0. Symmetric codes have no such groups.
  *   Symmetric: scale = max(max |x|, 1e-5) / (2^(bits - 1) - 1), zero = 2^(bits - 1). Palu's quantize_tensor (arXiv 2407.21118).
  * - tiled: the scale is max(max |x| / 448, 1e-4) rounded up to a power of two, code = e4m3(x / scale). FlashMLA's quantize_k_cache.
  *

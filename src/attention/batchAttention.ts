@@ -72,10 +72,9 @@ export class BatchAttention {
 
   /** Compiles the kernels. Throws ArgumentError for a spec that is out of range or that no kernel can run. */
   constructor(device: CpuDevice, spec: BatchAttentionSpec) {
-    if ("mla" in spec || "latent" in spec) {
-      throw new ArgumentError(
-        `${"mla" in spec ? "mla" : "latent"} is not for BatchAttention: it takes keys and values of heads`,
-      );
+    const { mla, latent }: AttentionSpec = spec; // as plain JavaScript could bring them
+    if (mla || latent) {
+      throw new ArgumentError(`${mla ? "mla" : "latent"} is not for BatchAttention: it takes keys and values of heads`);
     }
     const { layout = "NHD", ...kernelSpec } = spec;
     if (layout !== "NHD" && layout !== "HND") throw new ArgumentError(`layout must be NHD or HND, got ${layout}`);

@@ -84,6 +84,8 @@ interface CurrentPlan {
   readonly heads: PlannedHeads;
   readonly options: FlashInferPlanOptions;
   readonly batch: AttentionBatch;
+  /** Masks with the keys before a window hidden, by window: each is made once, whatever the number of layers. */
+  readonly masks: Map<number | undefined, PackedMask>;
 }
 
 /** What a run may ask for that is part of a kernel. */
@@ -130,7 +132,7 @@ export class FlashInferPlan {
       throw new ArgumentError(`posEncodingMode = ${posEncodingMode} must be NONE, ROPE_LLAMA or ALIBI`);
     }
     this.#current = undefined;
-    const current = { heads, options, batch };
+    const current = { heads, options, batch, masks: new Map<number | undefined, PackedMask>() };
     const { spec, customMask } = variantOf(current, this.layout, {});
     // A variant is planned at its first run, but lengths and pages that do not fit are an error of the plan.
     validateAttentionSpec(spec);
@@ -219,10 +221,11 @@ export class FlashInferPlan {
 
 /** The kernel for what a run asks for, and the mask that goes with it. */
 function variantOf(
-  { heads, batch, options }: CurrentPlan,
+  current: CurrentPlan,
   layout: KvLayout,
-  { returnLse, hasSinks, windowLeft = options.windowLeft ?? -1 }: RunVariant,
+  { returnLse, hasSinks, windowLeft = current.options.windowLeft ?? -1 }: RunVariant,
 ): { readonly spec: BatchAttentionSpec; readonly customMask?: PackedMask } {
+  const { heads, options } = current;
   const { headDimQk, causal } = heads;
   const { posEncodingMode = "NONE", logitsSoftCap = 0, smScale = headDimQk ** -0.5, kvDataType = "f32" } = options;
   const slidingWindow = slidingWindowFrom({ windowLeft });
@@ -246,7 +249,7 @@ function variantOf(
     returnLse: returnLse ? true : undefined,
     lseBase: returnLse ? "2" : undefined,
   };
-  return { spec, customMask: needsMask ? windowedMask(batch, heads.customMask, slidingWindow) : undefined };
+  return { spec, customMask: needsMask ? maskOfWindow(current, slidingWindow) : undefined };
 }
 
 /** A mask given as flat booleans or as packed bits; the bits win. Throws ArgumentError for one of another size. */
@@ -265,6 +268,15 @@ export function maskOf(
     );
   }
   return customMask && packMask(customMask, lengths);
+}
+
+function maskOfWindow({ heads, batch, masks }: CurrentPlan, slidingWindow: number | undefined): PackedMask {
+  let mask = masks.get(slidingWindow);
+  if (!mask) {
+    mask = windowedMask(batch, heads.customMask, slidingWindow);
+    masks.set(slidingWindow, mask);
+  }
+  return mask;
 }
 
 /** The mask with the keys before the window hidden too; without a mask, only these. */

@@ -213,7 +213,7 @@ describe("ragged paged attention refuses", () => {
     );
     await fails(
       ({ kvPages }) => ({ kvPages: { ...kvPages, type: "i8" } }),
-      "pages.type = i8 must be a floating-point type",
+      "kvPages.type = i8 must be a floating-point type",
     );
     await fails(
       ({ vPages }) => ({ vPages: { ...vPages, shape: [7, 4, 2, 8] } }),

@@ -4,6 +4,7 @@
  */
 import type { KvTensors, ResultTensor } from "../attention/index.ts";
 import type { CpuDevice } from "../devices/index.ts";
+import type { ElementStorage } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import { ArgumentError, ShapeError, sameShape } from "../tensor/index.ts";
 import {
@@ -39,6 +40,16 @@ export interface RaggedPagedAttentionV2Options extends RaggedPagedAttentionV1Opt
   /** What stored keys are multiplied by. */
   readonly kScale?: number;
   readonly vScale?: number;
+}
+
+/** Pages of either version. */
+interface RaggedPages {
+  readonly cache: KvTensors;
+  readonly storage: ElementStorage;
+  readonly numPages: number;
+  readonly pageSize: number;
+  readonly numKvHeads: number;
+  readonly headDim: number;
 }
 
 /** Lengths of a call: those of the first numSeqs sequences count, the rest may be anything. */
@@ -79,7 +90,9 @@ export async function raggedPagedAttentionV1(
     );
   }
   const lengths = { kvLens, pageIndices, cuQLens, numSeqs };
-  return attend(device, q, { k: kPages, v: vPages }, kPages, kPages.shape[2], lengths, options);
+  const [numPages, pageSize, numKvHeads, headDim] = kPages.shape;
+  const pages = { numPages, pageSize, numKvHeads, headDim, storage: floatStorage("kPages", kPages) };
+  return attend(device, q, { ...pages, cache: { k: kPages, v: vPages } }, lengths, options);
 }
 
 /**
@@ -98,26 +111,26 @@ export async function raggedPagedAttentionV2(
   options: RaggedPagedAttentionV2Options = {},
 ): Promise<ResultTensor> {
   requireAxes("kvPages", kvPages, "pages, pageSize, 2 * numKvHeads, headDim");
-  const numCombinedKvHeads = kvPages.shape[2];
+  const [numPages, pageSize, numCombinedKvHeads, headDim] = kvPages.shape;
   if (numCombinedKvHeads % 2 !== 0) {
     throw new ArgumentError(`numCombinedKvHeads = ${numCombinedKvHeads} must be even: keys and values take turns`);
   }
   const lengths = { kvLens, pageIndices, cuQLens, numSeqs };
-  return attend(device, q, { combined: kvPages }, kvPages, numCombinedKvHeads / 2, lengths, options);
+  const storage = floatStorage("kvPages", kvPages);
+  const pages = { numPages, pageSize, numKvHeads: numCombinedKvHeads / 2, headDim, storage };
+  return attend(device, q, { ...pages, cache: { combined: kvPages } }, lengths, options);
 }
 
 async function attend(
   device: CpuDevice,
   q: RowsTensor,
-  cache: KvTensors,
-  pages: DeviceTensor,
-  numKvHeads: number,
+  pages: RaggedPages,
   lengths: RaggedLengths,
   options: RaggedPagedAttentionV2Options,
 ): Promise<ResultTensor> {
   requireAxes("q", q, "maxTokens, numQHeads, headDim");
   const [numRows, numQHeads, headDim] = q.shape;
-  const [numPages, pageSize, , headDimK] = pages.shape;
+  const { cache, storage, numPages, pageSize, numKvHeads, headDim: headDimK } = pages;
   const { smScale = 1, maskValue = defaultMaskValue, slidingWindow, softCap, kScale, vScale, out } = options;
   if (headDimK !== headDim) {
     throw new ShapeError(`headDim of the pages = ${headDimK} must be that of q = ${headDim}`);
@@ -133,7 +146,7 @@ async function attend(
       numQHeads,
       numKvHeads,
       pageSize,
-      storage: floatStorage("pages", pages),
+      storage,
       causal: true,
       smScale,
       slidingWindow,

@@ -6,6 +6,8 @@ export interface FoundCase {
   readonly path: string;
   /** The folder it was found in, for the progress lines. */
   readonly group: string;
+  /** It was given as a file, not found in a folder. */
+  readonly isNamed: boolean;
   readonly json: unknown;
 }
 
@@ -13,8 +15,10 @@ export interface FoundCase {
 export function* discover(paths: readonly string[]): Generator<FoundCase> {
   for (const path of paths) {
     if (!existsSync(path)) throw new Error(`${path} does not exist`);
-    const files = statSync(path).isDirectory() ? casesBelow(path) : [path];
-    for (const file of files) yield { path: file, group: dirname(file), json: JSON.parse(readFileSync(file, "utf8")) };
+    const isNamed = !statSync(path).isDirectory();
+    for (const file of isNamed ? [path] : casesBelow(path)) {
+      yield { path: file, group: dirname(file), isNamed, json: JSON.parse(readFileSync(file, "utf8")) };
+    }
   }
 }
 

@@ -19,6 +19,7 @@ import { type AttentionResult, freeResult } from "./results.ts";
 const mixed: readonly Lengths[] = [
   { queryLen: 1, kvLen: 41 },
   { queryLen: 0, kvLen: 0 },
+  { queryLen: 0, kvLen: 0 },
   { queryLen: 19, kvLen: 19 },
   { queryLen: 5, kvLen: 70 },
   { queryLen: 0, kvLen: 9 },

@@ -71,11 +71,15 @@ export async function contextAttentionFwd(device: CpuDevice, args: ContextAttent
     slidingWindow: slidingWindow === 0 ? undefined : slidingWindow,
     recent: "f32" as const,
   };
-  const attention = new BatchPaluAttention(device, spec);
-  const layer = paluLayerOf(device, spec, args);
-  const newTokens = new NewTokens(device, args, cache, queryIndptr);
+  const held: { release(): void }[] = [];
   try {
-    attention.plan({ ...batch, recent: newTokens.tokens });
+    const attention = new BatchPaluAttention(device, spec);
+    held.push(attention);
+    const layer = paluLayerOf(device, spec, args);
+    held.push(layer);
+    const newTokens = new NewTokens(device, args, cache, queryIndptr);
+    held.push(newTokens);
+    attention.plan({ ...batch, recent: newTokens.tokens }, { checkPages: args.checkPages });
     const flat = { ...o, shape: [numTokens, numQHeads * cache.rankV] };
     await runRecorded(device, (recorder) => {
       newTokens.record(recorder, layer);
@@ -84,9 +88,7 @@ export async function contextAttentionFwd(device: CpuDevice, args: ContextAttent
       return attention.record(recorder, { ...tensors, kScale, vScale });
     });
   } finally {
-    attention.release();
-    layer.release();
-    newTokens.release();
+    for (const each of held) each.release();
   }
 }
 
@@ -119,26 +121,23 @@ class NewTokens {
       return { pointer: buffer.pointer, shape, type: "f32" };
     };
     const { numKvHeads, rankK, rankV } = cache;
-    this.tensors = {
-      k: allocate(numWindows, capacity, numKvHeads * rankK),
-      v: allocate(numWindows, capacity, numKvHeads * rankV),
-    };
-    this.tokens = {
-      starts: args.bCtxLen,
-      windows: Int32Array.from({ length: numSeqs }, (_, s) => s),
-      capacity,
-      numWindows,
-    };
-    const { k, v } = this.tensors;
-    this.#windows = { type: "f32", capacity, numWindows, recentK: k.pointer, recentV: v.pointer };
     const numTokens = args.q.shape[0];
-    this.#slots = { ...allocate(Math.max(1, numTokens)), type: "i32" };
+    try {
+      const k = allocate(numWindows, capacity, numKvHeads * rankK);
+      const v = allocate(numWindows, capacity, numKvHeads * rankV);
+      this.tensors = { k, v };
+      this.#windows = { type: "f32", capacity, numWindows, recentK: k.pointer, recentV: v.pointer };
+      this.#slots = { ...allocate(Math.max(1, numTokens)), type: "i32" };
+    } catch (error) {
+      this.release();
+      throw error;
+    }
+    const windows = Int32Array.from({ length: numSeqs }, (_, s) => s);
+    this.tokens = { starts: args.bCtxLen, windows, capacity, numWindows };
     // Rows past the last sequence belong to no window.
     const slots = device.i32At(this.#slots.pointer, Math.max(1, numTokens)).fill(-1);
     for (let s = 0; s < numSeqs; s++) {
-      for (let i = 0; i < lengths[s]; i++) {
-        slots[queryIndptr[s] + i] = windowSlot(s, args.bCtxLen[s] + i, capacity);
-      }
+      for (let i = 0; i < lengths[s]; i++) slots[queryIndptr[s] + i] = windowSlot(s, args.bCtxLen[s] + i, capacity);
     }
   }
 

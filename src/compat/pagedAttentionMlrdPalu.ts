@@ -134,16 +134,19 @@ async function decode(device: CpuDevice, args: PagedAttentionMlrdPaluArgs, threa
     splitSize: PARTITION_SIZE,
     ...(isSparse && { causal: false, customMask: true }),
   };
-  const attention = new BatchPaluAttention(device, spec, threads);
-  const layer = paluLayerOf(device, spec, args);
+  const held: { release(): void }[] = [];
   try {
-    attention.plan({ ...batchOf(args, cache), ...(isSparse && { customMask: sparseMask(blocksparse, seqLens) }) });
+    const attention = new BatchPaluAttention(device, spec, threads);
+    held.push(attention);
+    const layer = paluLayerOf(device, spec, args);
+    held.push(layer);
+    const masked = isSparse && { customMask: sparseMask(blocksparse, seqLens) };
+    attention.plan({ ...batchOf(args, cache), ...masked }, { checkPages: args.checkPages });
     const flat = { ...out, shape: [numSeqs, numQHeads * cache.rankV] };
     const tensors = { layer, cache: latentRows(args), q: query, out: flat, alibiSlopes, ropeTable, kScale, vScale };
     await runRecorded(device, (recorder): AttentionResult => attention.record(recorder, tensors));
   } finally {
-    attention.release();
-    layer.release();
+    for (const each of held) each.release();
   }
 }
 

@@ -31,6 +31,8 @@ export interface PaluCacheArgs {
   readonly rope?: KeyRopeSpec;
   /** [positions, rope.dim] f32, rows as RopeTable writes them. */
   readonly ropeTable?: DeviceTensor;
+  /** False leaves page ids unread, for callers who know them to be right. */
+  readonly checkPages?: boolean;
 }
 
 /** Sizes of a cache that passed its checks. */

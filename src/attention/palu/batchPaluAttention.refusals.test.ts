@@ -57,6 +57,11 @@ describe("BatchPaluAttention names what is wrong", () => {
     await expect(run({ cache: { ...cache, scales: { k: tensor(1), v: tensor(1) } } })).rejects.toThrow(
       "scales must be absent",
     );
+    // A result of an earlier call that is given again stays the caller's when a call fails.
+    const earlier = { ...tensor(4, 16), buffer: memory };
+    await expect(run({ out: earlier, sinks: tensor(4) })).rejects.toThrow("sinks must be absent");
+    const again = await run({ out: earlier, lse: { ...tensor(4, 4), pointer: memory.pointer + 4096 } });
+    expect([again.out.buffer, again.lse?.buffer]).toEqual([undefined, undefined]);
     const other = new PaluLayer(device, paluSpec({ storage: "f16" }), { ...ranks, upK });
     await expect(run({ layer: other })).rejects.toThrow('layer was made for storage = "f16", the spec has "f32"');
     expect(() => new BatchPaluAttention(device, { ...spec, mla: { ropeDim: 4 } } as PaluSpec)).toThrow(

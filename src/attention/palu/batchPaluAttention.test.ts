@@ -1,3 +1,4 @@
+import fc from "fast-check";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import {
   type PaluCase,
@@ -143,6 +144,46 @@ describe("attention over latents equals the reference", () => {
     const { out, lse } = await paluOnDevice(device, { ...given, batch: moved, q: padded });
     expect([...out.subarray(-3 * 16)].every((value) => value === 0)).toBe(true);
     expect([...lse.subarray(-3 * 4)].every((value) => value === -Infinity)).toBe(true);
+  });
+
+  it("for any ragged batch over any groups, ranks and storages, split in any way", () => {
+    const rank = fc.integer({ min: 1, max: 20 });
+    const storage = fc.constantFrom<PageStorage>(
+      "f32",
+      "f16",
+      "i8",
+      { kind: "grouped", bits: 3, groupSize: 8 },
+      { kind: "grouped", bits: 4, groupSize: 0 },
+    );
+    const sequences = fc.array(
+      fc
+        .record({ kvLen: fc.integer({ min: 0, max: 140 }), share: fc.double({ min: 0, max: 1, noNaN: true }) })
+        .map(({ kvLen, share }) => ({ kvLen, queryLen: Math.round(kvLen * share) })),
+      { maxLength: 4 },
+    );
+    const specs = fc.constantFrom<Partial<PaluSpec>>(
+      { pageSize: 3, slidingWindow: 20 },
+      { headDim: 6, keyBias: true },
+      { numQHeads: 12, pageSize: undefined, softCap: 3 },
+    );
+    return fc.assert(
+      fc.asyncProperty(
+        fc.constantFrom(1, 2, 4).chain((groups) => {
+          const ranks = fc.array(rank, { minLength: groups, maxLength: groups });
+          return fc.record({ ranksK: ranks, ranksV: ranks });
+        }),
+        specs,
+        fc.tuple(storage, storage),
+        sequences,
+        fc.constantFrom(1, 4, 1000),
+        (ranks, changes, [keys, values], lengths, threads) => {
+          const shared = { numQHeads: 4, numKvHeads: 4, maxRankK: 20, maxRankV: 20, splitSize: 32 };
+          const spec = paluSpec({ ...shared, storage: keys, valueStorage: values, ...changes });
+          return expectEqualsReference(paluCase(spec, ranks, lengths), threads);
+        },
+      ),
+      { numRuns: 40, seed: 7 },
+    );
   });
 
   it("on one thread without shared memory and relaxed SIMD", async () => {

@@ -8,7 +8,7 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 import type { PlanOptions } from "../batchAttention.ts";
-import { type AttentionResult, allocateResult, freeResult, runRecorded } from "../results.ts";
+import { type AttentionResult, allocateResult, freeResult, type ResultTensor, runRecorded } from "../results.ts";
 import { checkHeads, checkTensor, type StridedTensor } from "../tensors.ts";
 import { type LatentCache, locateLatents } from "./cache.ts";
 import type { PaluLayer } from "./layer.ts";
@@ -94,15 +94,20 @@ export class BatchPaluAttention {
     };
     const outRowStride = args.out ? checkLatentRows("out", args.out, numRows, layout.outRow) : layout.outRow;
     if (args.lse) this.#checkLse(args.lse, numRows);
-    const out = args.out ?? allocateResult(this.device, "latent attention out", [numRows, layout.outRow]);
-    const lse = spec.returnLse
-      ? (args.lse ?? allocateResult(this.device, "latent attention lse", [numRows, numQHeads]))
-      : undefined;
+    const out = args.out
+      ? withoutBuffer(args.out)
+      : allocateResult(this.device, "latent attention out", [numRows, layout.outRow]);
+    let lse: ResultTensor | undefined;
     try {
+      if (spec.returnLse) {
+        lse = args.lse
+          ? withoutBuffer(args.lse)
+          : allocateResult(this.device, "latent attention lse", [numRows, numQHeads]);
+      }
       const pointers = { q: args.q.pointer, out: out.pointer, outRowStride, lse: lse?.pointer };
       recordAttention(recorder, this.#planned, { ...shared, ...pointers });
     } catch (error) {
-      freeResult(this.device, { out: args.out ? { ...out, buffer: undefined } : out, lse: args.lse ? undefined : lse });
+      freeResult(this.device, { out, lse });
       throw error;
     }
     return { out, lse };
@@ -201,6 +206,11 @@ export class BatchPaluAttention {
     }
     checkTensor("lse", lse, "f32", [lse.shape[0], numQHeads]);
   }
+}
+
+/** A caller's tensor as a result: its memory stays the caller's, also if it was the result of another call. */
+function withoutBuffer({ pointer, shape, type, rowStride }: RowsTensor): ResultTensor {
+  return { pointer, shape, type, rowStride };
 }
 
 /** Checks rows of packed latents, [at least numRows, row], and returns their row stride in elements. */

@@ -45,19 +45,24 @@ export class PaluLayer {
   readonly #valueBias: number | undefined;
   readonly #buffers: DeviceBuffer[] = [];
 
-  /** Throws ArgumentError or ShapeError for ranks or factors that do not fit the spec. */
+  /** Throws ArgumentError or ShapeError for ranks or factors that do not fit the spec, CapacityError when there is no room. */
   constructor(device: CpuDevice, spec: PaluLayerSpec, factors: PaluFactors) {
     this.device = device;
     this.spec = spec;
     this.layout = latentLayout(factors, spec);
     checkFactors(spec, this.layout, factors);
-    const table = this.#allocate(this.layout.table.byteLength);
-    device.i32(table).set(this.layout.table);
-    this.table = table.pointer;
-    this.upK = "pointer" in factors.upK ? factors.upK.pointer : this.#upload(factors.upK);
-    this.keyBias = factors.keyBias && this.#upload(factors.keyBias);
-    this.#upV = factors.upV && this.#upload(factors.upV);
-    this.#valueBias = factors.valueBias && this.#upload(perQueryHead(spec, factors.valueBias));
+    try {
+      const table = this.#allocate(this.layout.table.byteLength);
+      device.i32(table).set(this.layout.table);
+      this.table = table.pointer;
+      this.upK = "pointer" in factors.upK ? factors.upK.pointer : this.#upload(factors.upK);
+      this.keyBias = factors.keyBias && this.#upload(factors.keyBias);
+      this.#upV = factors.upV && this.#upload(factors.upV);
+      this.#valueBias = factors.valueBias && this.#upload(perQueryHead(spec, factors.valueBias));
+    } catch (error) {
+      this.release();
+      throw error;
+    }
   }
 
   /**

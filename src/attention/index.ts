@@ -100,6 +100,8 @@ export {
 } from "./blockSparse.ts";
 /** Attention over shared prefixes, level by level. */
 export { type CascadeSpec, MultiLevelCascadeAttention } from "./cascade.ts";
+/** Tensors from arrays of the host, and back. */
+export { createTensor, type OwnedTensor, readTensor, type TensorValues, writeTensor } from "./deviceTensors.ts";
 /** Masks of single pairs, for `customMask`. */
 export { type MaskLengths, packedIndptr, packMask, packVisible, treeMask, unpackMask } from "./masks.ts";
 /** Multi-head latent attention. */

@@ -94,3 +94,5 @@ export {
 } from "../ops/rope/index.ts";
 /** The weights in the blocks of a model file, for every stored type. */
 export { dequantize, type WeightType } from "../tensor/index.ts";
+/** What a test of a kernel against all this asserts. */
+export { largestDifference } from "./largestDifference.ts";

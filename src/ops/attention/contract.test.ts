@@ -1,7 +1,7 @@
 import { describe, expect, it } from "vitest";
 import { defaultSpec } from "../../../test/fixtures/attention/ragged.ts";
 import { type AttentionBatch, validateAttentionBatch } from "./batch.ts";
-import { type AttentionSpec, validateAttentionSpec } from "./contract.ts";
+import { type AttentionSpec, type KeyRopeSpec, validateAttentionSpec } from "./contract.ts";
 
 describe("the spec", () => {
   it.each<[Partial<AttentionSpec>, string]>([
@@ -17,6 +17,20 @@ describe("the spec", () => {
     [{ splitSize: 100 }, "splitSize must be a multiple of 32, got 100"],
   ])("refuses %j", (changes, message) => {
     expect(() => validateAttentionSpec({ ...defaultSpec(), ...changes })).toThrow(message);
+  });
+
+  it("refuses a rotation of the latents of mla, which are the values too", () => {
+    const validate = (rope: Omit<KeyRopeSpec, "style">): void =>
+      validateAttentionSpec({
+        ...defaultSpec(),
+        ...{ headDim: 40, headDimV: 32, numKvHeads: 1, mla: { ropeDim: 8 }, rope: { style: "halves", ...rope } },
+      });
+    const refusal = (offset: number): string =>
+      `rope.offset must be at least headDimV = 32 with mla, got ${offset}: the channels before it are the values`;
+    expect(() => validate({ dim: 8 })).toThrow(refusal(0));
+    expect(() => validate({ dim: 8, offset: 31 })).toThrow(refusal(31));
+    expect(() => validate({ dim: 8, offset: 32 })).not.toThrow();
+    expect(() => validate({ dim: 4, offset: 36 })).not.toThrow();
   });
 });
 

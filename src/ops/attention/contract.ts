@@ -71,7 +71,8 @@ export interface LatentSpec {
   readonly maxRankK: number;
   /**
    * "rebuilt": key = latent . U_k [rank, headDim] (+ bias), then rope. "absorbed": queries come multiplied with U_k^T, [rows, numQHeads,
-   * maxRankK] = headDim, and meet the latents as they are; without rope or bias only.
+   * maxRankK] = headDim, and meet the latents as they are; without rope or bias only. Channels of a query past the rank of its own group
+   * are not read.
    */
   readonly keys: "rebuilt" | "absorbed";
   /** Add a bias [numKvHeads, headDim] to the rebuilt keys, before rope. */
@@ -144,12 +145,19 @@ function validateMaskValue(spec: AttentionSpec, maskValue: number): void {
     throw new ArgumentError(`maskValue = ${maskValue} needs causal = true: without it nothing is masked`);
 }
 
-function validateMla({ headDim, headDimV, numKvHeads, latent }: AttentionSpec, ropeDim: number): void {
+function validateMla({ headDim, headDimV, numKvHeads, latent, rope }: AttentionSpec, ropeDim: number): void {
   requireInteger("mla.ropeDim", ropeDim, 0, MAX_HEAD_DIM);
   if (latent) throw new ArgumentError("mla and latent have no meaning together: each says what a page holds");
   if (numKvHeads !== 1) throw new ArgumentError(`numKvHeads must be 1 with mla, got ${numKvHeads}`);
   if (headDimV === undefined || headDim !== headDimV + ropeDim) {
     throw new ArgumentError(`headDim must be headDimV + mla.ropeDim = ${headDimV} + ${ropeDim}, got ${headDim}`);
+  }
+  if (!rope) return;
+  const { offset = 0 } = rope;
+  if (offset < headDimV) {
+    throw new ArgumentError(
+      `rope.offset must be at least headDimV = ${headDimV} with mla, got ${offset}: the channels before it are the values`,
+    );
   }
 }
 

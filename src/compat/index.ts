@@ -3,7 +3,16 @@
  * Only re-exports. Integers (lengths, offsets, page tables) are host arrays here; everything else lies on the device.
  */
 
+export { alibiSlopes } from "./alibiSlopes.ts";
 export type { CompatOptions } from "./attendOnce.ts";
+/** FlashInfer's latent attention: its first decode, and today's wrapper. */
+export {
+  type BatchDecodeMlaOptions,
+  type BatchDecodeMlaPlanOptions,
+  type BatchDecodeMlaRunOptions,
+  BatchDecodeMlaWithPagedKVCacheWrapper,
+} from "./batchDecodeMla.ts";
+export { type BatchMLAOptions, BatchMLAPagedAttentionWrapper, type BatchMLARunOptions } from "./batchMla.ts";
 /** vLLM over Palu's latents: prefill after a cached context. */
 export { type ContextAttentionArgs, contextAttentionFwd } from "./contextAttention.ts";
 /** FlashInfer: batches over pages in compressed rows, and over contiguous rows. */
@@ -13,17 +22,25 @@ export {
   BatchDecodeWithPagedKVCacheWrapper,
 } from "./flashinferDecode.ts";
 export type { PagedKvCache } from "./flashinferPages.ts";
-export {
-  alibiSlopes,
-  type FlashInferPlanOptions,
-  type FlashInferRunOptions,
-  type PosEncodingMode,
+export type {
+  FlashInferPlanOptions,
+  FlashInferRunOptions,
+  PosEncodingMode,
 } from "./flashinferPlan.ts";
 export {
   type BatchPrefillPlanOptions,
   BatchPrefillWithPagedKVCacheWrapper,
   BatchPrefillWithRaggedKVCacheWrapper,
 } from "./flashinferPrefill.ts";
+/** FlashMLA, dense and sparse. */
+export {
+  FlashMLASchedMeta,
+  type FlashMlaOptions,
+  type FlashMlaResult,
+  flashMlaWithKvcache,
+  getMlaMetadata,
+  type SlotLists,
+} from "./flashMla.ts";
 export type { PageTable } from "./int32Arrays.ts";
 /** JAX and torch_xla: paged_attention with one query a sequence, and with several. */
 export type { JaxPages, QuantizedPages } from "./jaxPages.ts";

@@ -16,6 +16,7 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import { checkHeads, type HeadsTensor } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, formatShape, ShapeError } from "../../tensor/index.ts";
+import type { PlanOptions } from "../batchAttention.ts";
 import { type AttentionResult, allocateResult, runRecorded } from "../results.ts";
 import { checkHeads as checkRowsOfHeads, checkTensor, requireType } from "../tensors.ts";
 import { locateMlaCache, type MlaCacheSpec, type MlaCacheTensors, mlaStorages } from "./cache.ts";
@@ -90,8 +91,8 @@ export class AbsorbedMla {
   }
 
   /** Plans a step; not while a run that uses the last plan is under way. Throws ArgumentError naming what does not fit. */
-  plan(batch: AttentionBatch): void {
-    this.#planned.update(batch);
+  plan(batch: AttentionBatch, options: PlanOptions = {}): void {
+    this.#planned.update(batch, options);
   }
 
   /** Where absorbed queries may be written, to be given as `qLatent` without being copied: [numRows, numHeads, kvLoraRank]. */

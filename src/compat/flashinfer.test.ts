@@ -13,9 +13,10 @@ import { type AttentionResult, freeResult, packMask } from "../attention/index.t
 import { type AttentionBatch, type AttentionSpec, attentionReference, nhdStrides } from "../ops/attention/index.ts";
 import { RopeTable } from "../ops/rope/index.ts";
 import { numElements } from "../tensor/index.ts";
+import { alibiSlopes } from "./alibiSlopes.ts";
 import { BatchDecodeWithPagedKVCacheWrapper } from "./flashinferDecode.ts";
 import type { PagedKvCache } from "./flashinferPages.ts";
-import { alibiSlopes, type PosEncodingMode } from "./flashinferPlan.ts";
+import type { PosEncodingMode } from "./flashinferPlan.ts";
 import {
   type BatchPrefillPlanOptions,
   BatchPrefillWithPagedKVCacheWrapper,

@@ -9,11 +9,7 @@ import {
   type BatchAttentionSpec,
   type KvLayout,
   type KvTensors,
-  packedIndptr,
-  packMask,
-  packVisible,
   slidingWindowFrom,
-  unpackMask,
 } from "../attention/index.ts";
 import { type CpuDevice, GrowingBuffer } from "../devices/index.ts";
 import {
@@ -26,7 +22,9 @@ import {
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import { RopeTable } from "../ops/rope/index.ts";
 import { ArgumentError } from "../tensor/index.ts";
+import { alibiSlopes } from "./alibiSlopes.ts";
 import { requireGroups, requirePositive } from "./attendOnce.ts";
+import { windowedMask } from "./flashinferMasks.ts";
 
 /** How positions enter: not at all; rotating keys of an unrotated cache and queries, channel i with i + headDim / 2; as a bias (ALiBi). */
 export type PosEncodingMode = "NONE" | "ROPE_LLAMA" | "ALIBI";
@@ -252,24 +250,7 @@ function variantOf(
   return { spec, customMask: needsMask ? maskOfWindow(current, slidingWindow) : undefined };
 }
 
-/** A mask given as flat booleans or as packed bits; the bits win. Throws ArgumentError for one of another size. */
-export function maskOf(
-  batch: Pick<AttentionBatch, "queryIndptr" | "kvLens" | "numSeqs">,
-  customMask: ArrayLike<number | boolean> | undefined,
-  packedCustomMask: Uint8Array | undefined,
-): PackedMask | undefined {
-  const lengths = lengthsOf(batch);
-  if (packedCustomMask) {
-    const indptr = packedIndptr(lengths);
-    const numBytes = indptr[batch.numSeqs];
-    if (packedCustomMask.length === numBytes) return { bits: packedCustomMask.slice(), indptr };
-    throw new ArgumentError(
-      `packedCustomMask.length = ${packedCustomMask.length} must be ${numBytes}, each sequence in whole bytes`,
-    );
-  }
-  return customMask && packMask(customMask, lengths);
-}
-
+/** Made at the first run that asks for it, then kept for the other layers. */
 function maskOfWindow({ heads, batch, masks }: CurrentPlan, slidingWindow: number | undefined): PackedMask {
   let mask = masks.get(slidingWindow);
   if (!mask) {
@@ -279,36 +260,6 @@ function maskOfWindow({ heads, batch, masks }: CurrentPlan, slidingWindow: numbe
   return mask;
 }
 
-/** The mask with the keys before the window hidden too; without a mask, only these. */
-function windowedMask(batch: AttentionBatch, mask: PackedMask | undefined, slidingWindow = Infinity): PackedMask {
-  if (mask && slidingWindow === Infinity) return mask;
-  const lengths = lengthsOf(batch);
-  const flat = mask && unpackMask(mask, lengths);
-  let begin = 0;
-  const begins = Array.from(lengths.qLens, (qLen, s) => {
-    const at = begin;
-    begin += qLen * lengths.kvLens[s];
-    return at;
-  });
-  return packVisible(lengths, (s, i, t) => {
-    const position = lengths.kvLens[s] - lengths.qLens[s] + i;
-    return t > position - slidingWindow && (!flat || flat[begins[s] + i * lengths.kvLens[s] + t] === 1);
-  });
-}
-
-function lengthsOf({ queryIndptr, kvLens, numSeqs }: Pick<AttentionBatch, "queryIndptr" | "kvLens" | "numSeqs">) {
-  const qLens = Int32Array.from({ length: numSeqs }, (_, s) => queryIndptr[s + 1] - queryIndptr[s]);
-  return { qLens, kvLens: kvLens.subarray(0, numSeqs) };
-}
-
 function numPositions({ kvLens, numSeqs }: AttentionBatch): number {
   return kvLens.subarray(0, numSeqs).reduce((most, kvLen) => Math.max(most, kvLen), 0);
-}
-
-/** The slopes of Press et al. 2021: powers of 2^(-8/n) for the largest power of two n of heads, every other one of twice as many after. */
-export function alibiSlopes(numHeads: number): Float32Array {
-  const n = 2 ** Math.floor(Math.log2(numHeads));
-  return Float32Array.from({ length: numHeads }, (_, h) =>
-    h < n ? 2 ** ((-8 * (h + 1)) / n) : 2 ** ((-4 * (2 * (h - n) + 1)) / n),
-  );
 }

@@ -19,7 +19,7 @@ import {
   paluSpecOf,
 } from "./paluCache.ts";
 
-/** The original's arguments in its order, the caches as `keyCache` and `valueCache`. */
+/** The original's arguments by their names, its caches as `keyCache` and `valueCache`, and U_k. */
 export interface ContextAttentionArgs extends PaluCacheArgs {
   /** [tokens, numQHeads, headSize] f32, the new tokens of all sequences */
   readonly q: RowsTensor;

@@ -32,7 +32,7 @@ import {
 /** Keys that version 2 gives to one task, and that both sum together. */
 const PARTITION_SIZE = 512;
 
-/** The arguments of version 1 in the original's order, without defaults for what has none there. */
+/** The arguments of version 1 by their names; what the original has no default for has none here. */
 export interface PagedAttentionMlrdPaluArgs extends PaluCacheArgs {
   /** [numSeqs, numQHeads, rankV] f32: written */
   readonly out: RowsTensor;

@@ -51,7 +51,7 @@ export function checkPaluCache(args: PaluCacheArgs, numQHeads: number, headSize:
   const { keyCache, valueCache, paluKUpProj, kvCacheDtype = "auto" } = args;
   if (keyCache.shape.length === 5) {
     throw new ShapeError(
-      `keyCache.shape = ${formatShape(keyCache.shape)} is vLLM's x-packed layout: convert it with keyPagesFromVllm to [numBlocks, blockSize, numKvHeads, rankK]`,
+      `keyCache.shape = ${formatShape(keyCache.shape)} is vLLM's x-packed layout: convert it with keyPagesFromVllm`,
     );
   }
   requireAxes("keyCache", keyCache, "numBlocks, blockSize, numKvHeads, rankK");
@@ -60,8 +60,9 @@ export function checkPaluCache(args: PaluCacheArgs, numQHeads: number, headSize:
   const rankV = valueCache.shape[3];
   // The two caches have strides of their own: their ranks need not be equal.
   if (!sameShape(valueCache.shape.slice(0, 3), keyCache.shape.slice(0, 3))) {
+    const expected = `[${numBlocks}, ${blockSize}, ${numKvHeads}, rankV], as keyCache's`;
     throw new ShapeError(
-      `valueCache.shape = ${formatShape(valueCache.shape)} must be [${numBlocks}, ${blockSize}, ${numKvHeads}, rankV], as keyCache's (vLLM's layout: see valuePagesFromVllm)`,
+      `valueCache.shape = ${formatShape(valueCache.shape)} must be ${expected} (vLLM's layout: see valuePagesFromVllm)`,
     );
   }
   const upShape = [numKvHeads, rankK, headSize];

@@ -19,7 +19,10 @@ export interface LatentBlocks {
   readonly rank: number;
 }
 
-/** Keys from [blocks, kv heads, rank / x, block size, x] to [blocks, block size, kv heads, rank]. Throws ArgumentError for a rank that x does not divide. */
+/**
+ * Keys from [blocks, kv heads, rank / x, block size, x] to [blocks, block size, kv heads, rank]. Throws ArgumentError for a rank that x
+ * does not divide.
+ */
 export function keyPagesFromVllm<T extends CacheElements>(cache: T, blocks: LatentBlocks): T {
   const place = keyPlace(cache, blocks);
   return rearranged(cache, blocks, (index) => ({ from: place(index), to: nativePlace(blocks, index) }));

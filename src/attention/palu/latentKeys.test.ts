@@ -10,8 +10,9 @@ import {
 import { type Lengths, largestError } from "../../../test/fixtures/attention/ragged.ts";
 import { normals } from "../../../test/ops/testDevice.ts";
 import { CpuDevice } from "../../devices/index.ts";
-import { attentionReference, nhdStrides, type PageStorage } from "../../ops/attention/index.ts";
-import { absorbQueries, BatchPaluAttention, type PaluSpec } from "./index.ts";
+import { AttentionPlan, attentionReference, nhdStrides, type PageStorage } from "../../ops/attention/index.ts";
+import { tasksPerItem } from "../../ops/attention/plan.ts";
+import { absorbQueries, BatchPaluAttention, type PaluSpec, paluKernelSpec } from "./index.ts";
 
 let device: CpuDevice;
 beforeAll(async () => {
@@ -106,6 +107,14 @@ describe("rebuilt keys", () => {
     await expectEqualsReference(given, 100);
     const unmoved = paluOnReference({ ...given, batch: { ...given.batch, positionOffsets: undefined } });
     expect(largestError((await paluOnDevice(device, given)).out, unmoved.out)).toBeGreaterThan(0.01);
+  });
+
+  it.each([1, 4, 8, 32])("are rebuilt by one task for all %i query heads that read them", (group) => {
+    const spec = paluKernelSpec(paluSpec({ numKvHeads: 2, numQHeads: 2 * group }));
+    expect(tasksPerItem(spec)).toBe(2);
+    const plan = new AttentionPlan(spec, 1);
+    plan.update(paluCase(paluSpec(), { ranksK: [6], ranksV: [5] }, [{ queryLen: 1, kvLen: 300 }]).batch);
+    expect(plan.numItems).toBe(1);
   });
 
   it("come out of the sum in f32, also where latents are f16", async () => {

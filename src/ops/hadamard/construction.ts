@@ -29,7 +29,10 @@ export function hadamardFactors(n: number): HadamardFactors | undefined {
   return undefined;
 }
 
-/** Sizes of the blocks that make up the transform of `n` channels: n itself where a Hadamard matrix can be built, else the largest that fits, and so on. */
+/**
+ * Sizes of the blocks that make up the transform of `n` channels: n itself where a Hadamard matrix can be built, else the largest that fits,
+ * and so on.
+ */
 export function hadamardBlocks(n: number): number[] {
   checkPositive("n", n);
   const blocks: number[] = [];

@@ -139,7 +139,7 @@ function scorer(k: KernelBuilder, tile: ScoreTile): (range: BlockRange) => Int {
   // As many sums as registers allow.
   const keysAtOnce = numRows <= 2 ? 4 : numRows <= 4 ? 2 : 1;
   const registerBytes = k.lanes * 4;
-  const unroll = [4, 2].find((steps) => headDim % (steps * 2 * k.lanes) === 0) ?? 1;
+  const unroll = [8, 4].find((steps) => headDim % (steps * k.lanes) === 0) ?? 2;
   const factor = keys.gain === 1 ? 1 : keys.gain / queryGain;
   const dots = (j: Int, numKeys: number, special?: SpecialFinder, specialValues?: SpecialFinder): void => {
     const rows = Array.from({ length: numKeys }, (_, u) => k.let(k.load("i32", tile.keyRows.add(j.shl(2)), u * 4)));
@@ -153,18 +153,15 @@ function scorer(k: KernelBuilder, tile: ScoreTile): (range: BlockRange) => Int {
         specialValues,
       );
     }
-    k.for(0, headDim, unroll * 2 * k.lanes, (d) => {
+    for (const row of rows) if (special) approach(k, row, headDim, keys, special);
+    k.for(0, headDim, unroll * k.lanes, (d) => {
       const queryAt = k.let(tile.queries.add(d.shl(2)));
       const keysAt = rows.map((row) => k.let(row.add(d.mul(keys.elementBytes))));
       for (let step = 0; step < unroll; step++) {
-        const offset = step * 2 * k.lanes * keys.elementBytes;
-        const channels = keysAt.map((at) => keys.decode(at, offset));
-        for (const at of keysAt) special?.look(at, offset);
-        for (let half = 0; half < 2; half++) {
-          for (const [r, row] of sums.entries()) {
-            const query = k.let(k.load("f32v", queryAt, r * rowPitch(headDim) + (2 * step + half) * registerBytes));
-            for (const [u, sum] of row.entries()) sum.set(query.fma(channels[u][half], sum.value));
-          }
+        const channels = keysAt.map((at) => keys.decode(at, step * k.lanes * keys.elementBytes));
+        for (const [r, row] of sums.entries()) {
+          const query = k.let(k.load("f32v", queryAt, r * rowPitch(headDim) + step * registerBytes));
+          for (const [u, sum] of row.entries()) sum.set(query.fma(channels[u], sum.value));
         }
       }
     });
@@ -192,8 +189,7 @@ function approach(
   special: SpecialFinder | undefined,
 ): void {
   if (special) {
-    const step = 2 * k.lanes * elementBytes;
-    for (let offset = 0; offset < channels * elementBytes; offset += step) special.look(row, offset);
+    for (let offset = 0; offset < channels * elementBytes; offset += k.lanes * 4) special.look(row, offset);
     return;
   }
   const touched = k.var("i32", 0);
@@ -231,30 +227,28 @@ function accumulate(k: KernelBuilder, tile: ValueTile, { begin, end }: BlockRang
   const columns = valueDim(tile.spec);
   const registerBytes = k.lanes * 4;
   const pitch = rowPitch(columns);
-  // Pairs of registers at once, as many as the sums of all rows leave room for.
-  const pairs = numRows <= 2 && columns % (4 * k.lanes) === 0 ? 2 : 1;
+  // As many at once as the sums of all rows leave room for.
+  const registers = numRows <= 2 && columns % (4 * k.lanes) === 0 ? 4 : 2;
   if (gain !== 1) {
     k.for(0, numRows * scoreRowBytes, registerBytes, (at) =>
       k.store("f32v", scratch.scores.add(at), k.load("f32v", scratch.scores.add(at)).mul(gain)),
     );
   }
-  const alphas = Array.from({ length: numRows }, (_, r) =>
-    k.let(k.loadSplatF32(scratch.alpha, r * scratch.alphaStride)),
-  );
-  k.for(0, columns, pairs * 2 * k.lanes, (d) => {
+  k.for(0, columns, registers * k.lanes, (d) => {
     const accAt = k.let(scratch.acc.add(d.shl(2)));
     const column = k.let(d.mul(elementBytes));
-    const sums = alphas.map((alpha, r) =>
-      Array.from({ length: 2 * pairs }, (_, i) =>
+    const sums = Array.from({ length: numRows }, (_, r) => {
+      const alpha = k.let(k.loadSplatF32(scratch.alpha, r * scratch.alphaStride));
+      return Array.from({ length: registers }, (_, i) =>
         k.var("f32v", k.load("f32v", accAt, r * pitch + i * registerBytes).mul(alpha)),
-      ),
-    );
+      );
+    });
     const terms = (j: Int, numKeys: number): void => {
       const rowAt = k.let(valueRows.add(j.shl(2)));
       const weightsAt = k.let(scratch.scores.add(j.shl(2)));
       for (let u = 0; u < numKeys; u++) {
         const value = k.let(k.load("i32", rowAt, u * 4).add(column));
-        const channels = Array.from({ length: pairs }, (_, i) => decode(value, i * 2 * k.lanes * elementBytes)).flat();
+        const channels = Array.from({ length: registers }, (_, i) => decode(value, i * k.lanes * elementBytes));
         for (const [r, row] of sums.entries()) {
           const weight = k.let(k.loadSplatF32(weightsAt, r * scoreRowBytes + u * 4));
           for (const [i, sum] of row.entries()) sum.set(weight.fma(channels[i], sum.value));

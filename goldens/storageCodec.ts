@@ -31,7 +31,7 @@ export async function runLatentQuant(golden: GoldenCase, target: GoldenTarget): 
   const storage: GroupedStorage = { kind: "grouped", bits, groupSize: golden.requiredNumber("group_size") };
   const symmetric = golden.file.params.symmetric === true;
   const stored = await encodeOn(target, storage, golden.input("x"), channels, {
-    symmetric,
+    range: symmetric ? "symmetric" : "values",
     clipRatio: golden.requiredNumber("clip_ratio"),
   });
   const midpoint = symmetric ? 2 ** (bits - 1) : 0;

@@ -18,12 +18,12 @@ export interface AppendKvSpec {
   /**
    * How pages store a row, as `encodeRows` of ops/attention defines it: to nearest, ties to even. f32 keeps the bits, bf16 infinities. f16 and the
    * 8-bit floats saturate, so that no later sum meets inf - inf, and keep NaN. In storages with scales a row (group, tile) with a NaN
-   * decodes to NaN, and one of equal numbers to numbers near them.
+   * decodes to NaN.
    */
   readonly storage: PageStorage;
   /** Storage of the values; `storage` by default. */
   readonly valueStorage?: PageStorage;
-  /** How grouped storages choose their scales. */
+  /** How grouped storages choose their scales; by default so that each number is kept to half a step. */
   readonly encoding?: EncodeOptions;
 }
 

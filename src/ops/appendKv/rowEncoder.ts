@@ -12,7 +12,7 @@ import {
   type Value,
 } from "../../kernels/index.ts";
 import type { ElementStorage, GroupedStorage, PageStorage, TiledStorage } from "../attention/storage.ts";
-import type { EncodeOptions } from "../attention/storageCodec.ts";
+import { type EncodeOptions, smallestRange, validateEncoding } from "../attention/storageCodec.ts";
 import { type Address, type Block, forBlocks, largestMagnitude, type RowSource, rangeOf } from "./rowBlocks.ts";
 
 /** How rows are stored. */
@@ -25,16 +25,18 @@ export type EncodeRow = (from: Address, to: Address, scales: Address) => void;
 
 /** Where f16 pages saturate. */
 const LARGEST_F16 = 65504;
-/** Range of a group of equal numbers: keeps its scale away from 0. */
-const SMALLEST_RANGE = Math.fround(1e-5);
 
-/** An encoder of rows of `count` numbers. To be made outside of loops; a `count` that is a value must be at least 1. */
+/**
+ * An encoder of rows of `count` numbers. To be made outside of loops; a `count` that is a value must be at least 1. Throws ArgumentError for
+ * options that are out of range.
+ */
 export function rowEncoder(
   k: KernelBuilder,
   { storage, ...options }: RowEncoding,
   count: Operand<"i32">,
   source: RowSource,
 ): EncodeRow {
+  validateEncoding(options);
   if (typeof storage === "string") {
     return storage === "i8" ? encodeInt8(k, count, source) : encodeElements(k, storage, count, source);
   }
@@ -158,19 +160,22 @@ function encodeGrouped(
 function groupScale(
   k: KernelBuilder,
   bits: number,
-  { symmetric = false, clipRatio = 1 }: EncodeOptions,
+  { range = "withZero", clipRatio = 1 }: EncodeOptions,
   source: RowSource,
   count: Operand<"i32">,
   from: Address,
 ): { readonly scale: Value<"f32">; readonly zero: Value<"f32"> } {
-  if (symmetric) {
-    const range = largestMagnitude(k, source, count, from).asF32().max(SMALLEST_RANGE).mul(clipRatio);
-    return { scale: k.let(range.div(2 ** (bits - 1) - 1)), zero: k.f32(2 ** (bits - 1)) };
+  const smallest = smallestRange(range);
+  if (range === "symmetric") {
+    const reach = largestMagnitude(k, source, count, from).asF32().max(smallest).mul(clipRatio);
+    return { scale: k.let(reach.div(2 ** (bits - 1) - 1)), zero: k.f32(2 ** (bits - 1)) };
   }
   const largestCode = 2 ** bits - 1;
   const { min, max } = rangeOf(k, source, count, from);
-  const [low, high] = [k.let(min.mul(clipRatio)), k.let(max.mul(clipRatio))];
-  const scale = k.let(high.sub(low).max(SMALLEST_RANGE).div(largestCode));
+  const stretches = range === "withZero";
+  const low = k.let((stretches ? min.min(0) : min).mul(clipRatio));
+  const high = k.let((stretches ? max.max(0) : max).mul(clipRatio));
+  const scale = k.let(high.sub(low).max(smallest).div(largestCode));
   // In this order a zero point of NaN or -0 becomes 0.
   const zero = k.let(
     k

@@ -35,14 +35,14 @@ describe.each(Object.entries(testDevices))("appendKv on %s", (_name, create) => 
   afterEach(() => test.clear());
   afterAll(() => test.close());
 
-  /** Appends rows with the kernel and with the definition, on equal random memory, and compares all of it. */
+  /** Appends rows with the kernel and with the definition, on equal random memory, compares all of it, and returns it. */
   async function compare(
     shape: Omit<PoolShape, "numPages" | "pageSize">,
     slots: readonly number[],
     keys: Float32Array,
     values: Float32Array,
     options: { readonly encoding?: EncodeOptions; readonly kScale?: number; readonly vScale?: number } = {},
-  ): Promise<void> {
+  ): Promise<Uint8Array> {
     const { storage, numHeads, channels } = shape;
     const { encoding, ...scales } = options;
     const pool = makePool({ ...shape, numPages, pageSize });
@@ -63,6 +63,7 @@ describe.each(Object.entries(testDevices))("appendKv on %s", (_name, create) => 
     appendRows(memory, { ...rows, values: keys, divisor: scales.kScale }, slots, pool.k);
     appendRows(memory, { ...rows, values, divisor: scales.vScale }, slots, pool.v);
     expect(difference(test.readBytes(device), memory)).toBeUndefined();
+    return memory;
   }
 
   const slots = [7, -1, 0, 19, 3, 12, 4];
@@ -97,20 +98,64 @@ describe.each(Object.entries(testDevices))("appendKv on %s", (_name, create) => 
     });
   });
 
-  it.each([{ symmetric: true }, { clipRatio: 0.9 }, { symmetric: true, clipRatio: 0.75 }])(
-    "chooses the scale of groups with %o",
-    async (encoding) => {
-      for (const bits of [2, 3, 4, 8] as const) {
-        const storage: PageStorage = { kind: "grouped", bits, groupSize: 16 };
-        const length = slots.length * 2 * 40;
-        const shape = { storage, layout: "slots first", numHeads: 2, channels: 40 } as const;
-        await compare(shape, slots, normals(length, 1), normals(length, 2), { encoding });
-      }
-    },
+  const encodings = (["withZero", "values", "symmetric"] as const).flatMap((range) =>
+    [1, 0.9, 0.3].map((clipRatio): EncodeOptions => ({ range, clipRatio })),
   );
+  it.each(encodings)("chooses the scale of groups with %o", async (encoding) => {
+    for (const bits of [2, 3, 4, 8] as const) {
+      const storage: PageStorage = { kind: "grouped", bits, groupSize: 16 };
+      const length = slots.length * 2 * 40;
+      const shape = { storage, layout: "slots first", numHeads: 2, channels: 40 } as const;
+      // Values are all on one side of 0, keys on both.
+      const values = normals(length, 2).map((x) => 5 + x);
+      await compare(shape, slots, normals(length, 1), values, { encoding });
+    }
+  });
+
+  it.each([2, 3, 4, 8] as const)("keeps each number to half a step in groups of %i bits", async (bits) => {
+    const storage: PageStorage = { kind: "grouped", bits, groupSize: 16 };
+    const channels = 40;
+    const slots = Array.from({ length: numPages * pageSize }, (_, slot) => slot);
+    const shape = { storage, layout: "slots first", numHeads: 1, channels } as const;
+    for (const seed of [1, 2, 3]) {
+      // Groups around 0, on one side of it, far from it, and of equal numbers.
+      const rows = normals(slots.length * channels, seed).map((x, i) => {
+        const [center, spread] = [
+          [0, 1],
+          [3, 1],
+          [-100, 0.5],
+          [0.25, 0],
+          [0, 0],
+          [1e-7, 1e-8],
+          [40, 30],
+        ][(Math.floor(i / 8) * seed) % 7];
+        return center + x * spread;
+      });
+      const memory = await compare(shape, slots, rows, rows);
+      const { scales } = makePool({ ...shape, numPages, pageSize }).k;
+      const kept = decodePages(storage, memory, scales?.pointer, slots.length, channels);
+      const scaleOf = new Float32Array(memory.buffer, scales?.pointer);
+      for (const [i, x] of rows.entries()) {
+        const group = 3 * Math.floor(i / channels) + Math.floor((i % channels) / 16);
+        expect(Math.abs(kept[i] - x)).toBeLessThanOrEqual(0.501 * scaleOf[2 * group]);
+      }
+      for (let first = 0; first < rows.length; first += channels) {
+        for (const [begin, end] of [
+          [0, 16],
+          [16, 32],
+          [32, 40],
+        ]) {
+          const own = rows.subarray(first + begin, first + end);
+          const range = Math.max(0, ...own) - Math.min(0, ...own);
+          const scale = scaleOf[2 * (3 * (first / channels) + begin / 16)];
+          expect(scale * (2 ** bits - 1)).toBeLessThanOrEqual(range * (1 + 2 ** -22) + 2 ** -99);
+        }
+      }
+    }
+  });
 
   it.each(storages.map((storage) => [JSON.stringify(storage), storage] as const))(
-    "keeps rows of one number near it as %s",
+    "keeps rows of one number as %s",
     async (_, storage) => {
       const channels = 24;
       // The last two lie on both sides of a power of two as the scale of a tile.
@@ -120,7 +165,15 @@ describe.each(Object.entries(testDevices))("appendKv on %s", (_name, create) => 
         (_, i) => constants[Math.floor(i / channels)],
       );
       const slots = constants.map((_, i) => 2 * i);
-      await compare({ storage, layout: "slots first", numHeads: 1, channels }, slots, rows, rows);
+      const shape = { storage, layout: "slots first", numHeads: 1, channels } as const;
+      const memory = await compare(shape, slots, rows, rows);
+      if (typeof storage === "string" || storage.kind === "tiled") return;
+      const { scales } = makePool({ ...shape, numPages, pageSize }).k;
+      const kept = decodePages(storage, memory, scales?.pointer, numPages * pageSize, channels);
+      for (const [i, x] of rows.entries()) {
+        const slot = slots[Math.floor(i / channels)];
+        expect(Math.abs(kept[slot * channels + (i % channels)] - x)).toBeLessThanOrEqual(2 ** -22 * Math.abs(x));
+      }
     },
   );
 

@@ -20,6 +20,7 @@ export interface AppendLatentSpec {
   readonly storage: PageStorage;
   /** Storage of the value latents; `storage` by default. */
   readonly valueStorage?: PageStorage;
+  /** How grouped storages choose their scales, by default with 0 in every range; Palu's own scheme is `range: "values"`. */
   readonly encoding?: EncodeOptions;
 }
 

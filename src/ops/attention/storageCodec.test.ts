@@ -2,7 +2,7 @@ import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { ArgumentError } from "../../tensor/index.ts";
 import { type GroupedStorage, type PageStorage, rowElements, rowScales } from "./storage.ts";
-import { decodeRows, encodeRows } from "./storageCodec.ts";
+import { decodeRows, type EncodeOptions, encodeRows } from "./storageCodec.ts";
 
 const grouped = (bits: 2 | 3 | 4 | 8, groupSize: number): GroupedStorage => ({ kind: "grouped", bits, groupSize });
 const tiled = (tile: number): PageStorage => ({ kind: "tiled", tile });
@@ -13,17 +13,24 @@ const numbers = fc.array(fc.float({ min: -100, max: 100, noNaN: true, noDefaultI
 });
 const channelCounts = fc.integer({ min: 1, max: 45 });
 
+const ranges = ["withZero", "values", "symmetric"] as const;
+
+/** Numbers on both sides of 0, on one side of it, and nearly or exactly equal. */
+const clusters = fc
+  .tuple(numbers, fc.constantFrom(0, 1e-6, 3, -40, 1e4), fc.constantFrom(0, 1e-4, 1, 50))
+  .map(([all, center, spread]) => all.map((x) => center + (x / 100) * spread));
+
 /** `check` gets every row with what it came back as; the shapes are checked here. */
 function forRows(
   storage: PageStorage,
   check: (row: Float32Array, decoded: Float32Array, scales: Float32Array) => void,
-  symmetric = false,
+  { range, rows: arrays = numbers }: { range?: EncodeOptions["range"]; rows?: fc.Arbitrary<number[]> } = {},
 ): void {
   fc.assert(
-    fc.property(channelCounts, numbers, (channels, all) => {
+    fc.property(channelCounts, arrays, (channels, all) => {
       const rows = Math.floor(all.length / channels);
       const values = Float32Array.from(all.slice(0, rows * channels));
-      const stored = encodeRows(storage, values, channels, { symmetric });
+      const stored = encodeRows(storage, values, channels, { range });
       const scalesPerRow = rowScales(storage, channels);
       expect(stored.units).toHaveLength(rows * rowElements(storage, channels));
       expect(stored.scales).toHaveLength(rows * scalesPerRow);
@@ -64,27 +71,85 @@ describe("rows come back as the nearest number their storage has", () => {
       });
     }));
 
-  it.each([
-    [2, 0, false],
-    [3, 8, false],
-    [3, 0, true],
-    [4, 16, false],
-    [4, 8, true],
-    [8, 16, false],
-  ] as const)("codes of %i bits in groups of %i, symmetric %s", (bits, groupSize, symmetric) =>
-    forRows(
-      grouped(bits, groupSize),
-      (row, decoded, scales) =>
-        row.forEach((x, d) => {
-          const group = groupSize === 0 ? 0 : Math.floor(d / groupSize);
-          const [scale, zero] = scales.subarray(2 * group, 2 * group + 2);
-          expect(symmetric ? zero : zero - Math.round(zero)).toBe(symmetric ? 2 ** (bits - 1) : 0);
-          const nearest = Math.min(Math.max(x, -zero * scale), (2 ** bits - 1 - zero) * scale);
+  describe.each([
+    [2, 0],
+    [3, 8],
+    [3, 0],
+    [4, 16],
+    [8, 16],
+  ] as const)("codes of %i bits in groups of %i", (bits, groupSize) => {
+    const largestCode = 2 ** bits - 1;
+
+    /** `check` gets each group with what it came back as, its scale and its zero point. */
+    function forGroups(
+      range: EncodeOptions["range"],
+      check: (group: Float32Array, decoded: Float32Array, scale: number, zero: number) => void,
+    ): void {
+      forRows(
+        grouped(bits, groupSize),
+        (row, decoded, scales) => {
+          const size = groupSize || row.length;
+          for (let first = 0, g = 0; first < row.length; first += size, g++) {
+            check(
+              row.subarray(first, first + size),
+              decoded.subarray(first, first + size),
+              scales[2 * g],
+              scales[2 * g + 1],
+            );
+          }
+        },
+        { range, rows: clusters },
+      );
+    }
+
+    it("keep every number to half a step of their range with 0", () =>
+      forGroups(undefined, (group, decoded, scale, zero) => {
+        const range = Math.max(0, ...group) - Math.min(0, ...group);
+        expect(scale).toBeGreaterThan(0);
+        expect(Math.abs(scale * largestCode - range)).toBeLessThanOrEqual(2 ** -22 * range + 2 ** -99);
+        expect(zero).toBe(Math.min(Math.max(Math.round(zero), 0), largestCode));
+        group.forEach((x, d) => {
+          expect(Math.abs(decoded[d] - x)).toBeLessThanOrEqual(0.501 * scale);
+        });
+      }));
+
+    it("keep numbers to half a step of their own range where it has 0 in it", () =>
+      forGroups("values", (group, decoded, scale, zero) => {
+        const [min, max] = [Math.min(...group), Math.max(...group)];
+        const range = Math.max(max - min, 1e-5);
+        expect(Math.abs(scale * largestCode - range)).toBeLessThanOrEqual(2 ** -22 * range);
+        expect(zero).toBe(Math.min(Math.max(Math.round(zero), 0), largestCode));
+        group.forEach((x, d) => {
+          const reached = Math.min(Math.max(x, -zero * scale), (largestCode - zero) * scale);
+          const nearest = min <= 0 && max >= 0 ? x : reached;
           expect(Math.abs(decoded[d] - nearest)).toBeLessThanOrEqual(0.501 * scale);
+        });
+      }));
+
+    it("keep every number to half a step of a range as far on both sides of 0", () =>
+      forGroups("symmetric", (group, decoded, scale, zero) => {
+        const range = Math.max(1e-5, ...group.map(Math.abs));
+        expect(Math.abs(scale * (2 ** (bits - 1) - 1) - range)).toBeLessThanOrEqual(2 ** -22 * range);
+        expect(zero).toBe(2 ** (bits - 1));
+        group.forEach((x, d) => {
+          expect(Math.abs(decoded[d] - x)).toBeLessThanOrEqual(0.501 * scale);
+        });
+      }));
+
+    it("keep equal numbers, whatever their size", () => {
+      const sizes = fc.float({ min: Math.fround(2 ** -100), max: Math.fround(1e38), noNaN: true });
+      fc.assert(
+        fc.property(sizes, fc.boolean(), channelCounts, (size, isNegative, channels) => {
+          const row = new Float32Array(channels).fill(isNegative ? -size : size);
+          const storage = grouped(bits, groupSize);
+          for (const value of decodeRows(storage, encodeRows(storage, row, channels), channels)) {
+            expect(Math.abs(value - row[0])).toBeLessThanOrEqual(2 ** -22 * size);
+          }
         }),
-      symmetric,
-    ),
-  );
+        { numRuns: 100, seed: 4 },
+      );
+    });
+  });
 
   it("e4m3 codes in tiles, whose scale is a power of two", () =>
     forRows(tiled(8), (row, decoded, scales) =>
@@ -107,7 +172,7 @@ describe("bits of a row", () => {
   });
 
   it("hold the midpoint of symmetric codes for zero", () => {
-    const { units, scales } = encodeRows(grouped(4, 0), [0, 7, -7, 0], 4, { symmetric: true });
+    const { units, scales } = encodeRows(grouped(4, 0), [0, 7, -7, 0], 4, { range: "symmetric" });
     expect([...scales]).toEqual([1, 8]);
     expect([...units]).toEqual([0xf8, 0x81, 0, 0]);
   });
@@ -127,12 +192,12 @@ describe("numbers without a place in the storage", () => {
   it.each(["i8", grouped(3, 0), grouped(4, 8), tiled(8)] as const)(
     "take those that share their scale with them: %j",
     (storage) => {
-      for (const symmetric of [false, true]) {
+      for (const range of ranges) {
         const row = [Number.NaN, ...new Float32Array(7).fill(2)];
-        const decoded = decodeRows(storage, encodeRows(storage, row, 8, { symmetric }), 8);
+        const decoded = decodeRows(storage, encodeRows(storage, row, 8, { range }), 8);
         expect(decoded.every(Number.isNaN)).toBe(true);
         row[0] = Infinity;
-        const unbounded = decodeRows(storage, encodeRows(storage, row, 8, { symmetric }), 8);
+        const unbounded = decodeRows(storage, encodeRows(storage, row, 8, { range }), 8);
         expect(unbounded.some(Number.isFinite)).toBe(false);
       }
     },
@@ -142,21 +207,31 @@ describe("numbers without a place in the storage", () => {
 it.each(["i8", grouped(2, 0), grouped(8, 8), tiled(8)] as const)(
   "a row of zeros comes back as zeros: %j",
   (storage) => {
-    for (const symmetric of [false, true]) {
-      const decoded = decodeRows(storage, encodeRows(storage, new Float32Array(20), 20, { symmetric }), 20);
+    for (const range of ranges) {
+      const decoded = decodeRows(storage, encodeRows(storage, new Float32Array(20), 20, { range }), 20);
       expect(decoded.every((value) => value === 0)).toBe(true);
     }
   },
 );
 
-it("saturates groups on one side of 0 at their range, unless symmetric", () => {
+it("saturates groups on one side of 0 at their range only where that is the values' own", () => {
   const far = [5, 5.5, 6, 5.25];
-  const decoded = (symmetric: boolean): number[] => {
+  const decoded = (range: EncodeOptions["range"]): number[] => {
     const storage = grouped(8, 0);
-    return [...decodeRows(storage, encodeRows(storage, far, 4, { symmetric }), 4)];
+    return [...decodeRows(storage, encodeRows(storage, far, 4, { range }), 4)];
   };
-  expect(decoded(false)).toEqual(far.map(() => expect.closeTo(1, 6)));
-  expect(decoded(true)).toEqual(far.map((value) => expect.closeTo(value, 1)));
+  expect(decoded("values")).toEqual(far.map(() => expect.closeTo(1, 6)));
+  expect(decoded("withZero")).toEqual(far.map((value) => expect.closeTo(value, 1)));
+  expect(decoded("withZero")).toEqual(decoded(undefined));
+  expect(decoded("symmetric")).toEqual(far.map((value) => expect.closeTo(value, 1)));
+});
+
+it("refuses a range that there is not, and a share of it above 1", () => {
+  const encode = (options: EncodeOptions): unknown => encodeRows(grouped(4, 0), [1, 2], 2, options);
+  expect(() => encode({ range: "asymmetric" as "values" })).toThrow(
+    "encoding.range must be withZero, values or symmetric, got asymmetric",
+  );
+  expect(() => encode({ clipRatio: 1.5 })).toThrow("encoding.clipRatio must be a number from 0 to 1, got 1.5");
 });
 
 it("refuses parts of rows, and scales of another number of rows", () => {

@@ -33,10 +33,27 @@ export interface StoredRows {
 
 /** How the scale of grouped codes is chosen; the other types leave no choice. */
 export interface EncodeOptions {
-  /** The same range on both sides of zero, and zero itself exact; by default the range is from the smallest to the largest number. */
-  readonly symmetric?: boolean;
+  /**
+   * Which numbers the codes of a group reach.
+   *
+   * - "withZero" (default): from the smallest to the largest of its numbers, and 0. Every number is kept to half a step.
+   * - "values": from the smallest to the largest, Palu's choice. The zero point is a code all the same, so that a group needs numbers on
+   *   both sides of 0: one whose numbers are all positive (all negative) saturates at max - min, and equal numbers come back near 0.
+   * - "symmetric": as far on both sides of 0 as the largest magnitude.
+   */
+  readonly range?: "withZero" | "values" | "symmetric";
   /** Share of the range that is kept, from 0 to 1; numbers beyond it saturate. 1 by default. */
   readonly clipRatio?: number;
+}
+
+/** Throws ArgumentError naming the option that is out of range. */
+export function validateEncoding({ range = "withZero", clipRatio = 1 }: EncodeOptions): void {
+  if (!["withZero", "values", "symmetric"].includes(range)) {
+    throw new ArgumentError(`encoding.range must be withZero, values or symmetric, got ${range}`);
+  }
+  if (!(clipRatio >= 0 && clipRatio <= 1)) {
+    throw new ArgumentError(`encoding.clipRatio must be a number from 0 to 1, got ${clipRatio}`);
+  }
 }
 
 /**
@@ -45,13 +62,13 @@ export interface EncodeOptions {
  *
  * - f32 and bf16 keep infinities; f16 and the 8-bit floats saturate at 65504, 448 and 57344, and keep NaN.
  * - "i8": the scale is h = max |x| of the row, code = round(x * (127.5 / h)) within -128 to 127. JAX paged_attention/quantization_utils.
- * - grouped: scale = max(max - min, 1e-5) / (2^bits - 1), zero = round(-min / scale) within the codes, code = round(x / scale) + zero.
- *   As the zero point is a code, a group needs numbers on both sides of 0: one whose numbers are all positive (all negative) saturates
- *   at max - min, and one of equal numbers comes back near 0. Symmetric codes have no such groups.
- *   Symmetric: scale = max(max |x|, 1e-5) / (2^(bits - 1) - 1), zero = 2^(bits - 1). Palu's quantize_tensor (arXiv 2407.21118).
+ * - grouped: scale = max(max - min, smallest) / (2^bits - 1), zero = round(-min / scale) within the codes, code = round(x / scale) + zero.
+ *   min and max are of the group and of 0, and smallest is 2^-100; with the range of the values alone, of the group, and 1e-5.
+ *   Symmetric: scale = max(max |x|, 1e-5) / (2^(bits - 1) - 1), zero = 2^(bits - 1). The last two are Palu's quantize_tensor (arXiv
+ *   2407.21118).
  * - tiled: the scale is max(max |x| / 448, 1e-4) rounded up to a power of two, code = e4m3(x / scale). FlashMLA's quantize_k_cache.
  *
- * Throws ArgumentError if `values` is not a whole number of rows.
+ * Throws ArgumentError if `values` is not a whole number of rows, or for options that are out of range.
  */
 export function encodeRows(
   storage: PageStorage,
@@ -59,6 +76,7 @@ export function encodeRows(
   channels: number,
   options: EncodeOptions = {},
 ): StoredRows {
+  validateEncoding(options);
   const numRows = countRows("values", values.length, channels);
   const x = Float32Array.from(values);
   if (typeof storage === "string" && storage !== "i8") {
@@ -153,25 +171,13 @@ function encodeGrouped(
   x: Float32Array,
   codes: Uint8Array,
   scales: Float32Array,
-  { symmetric = false, clipRatio = 1 }: EncodeOptions,
+  options: EncodeOptions,
 ): void {
   const largestCode = 2 ** bits - 1;
-  const clip = Math.fround(clipRatio);
   const step = groupSize === 0 ? x.length : groupSize;
   for (let begin = 0, group = 0; begin < x.length; begin += step, group++) {
     const values = x.subarray(begin, begin + step);
-    let scale: number;
-    let zero: number;
-    if (symmetric) {
-      const range = Math.fround(Math.max(largestMagnitude(values), SMALLEST_RANGE) * clip);
-      scale = Math.fround(range / (2 ** (bits - 1) - 1));
-      zero = 2 ** (bits - 1);
-    } else {
-      const max = Math.fround(values.reduce((a, b) => Math.max(a, b), -Infinity) * clip);
-      const min = Math.fround(values.reduce((a, b) => Math.min(a, b), Infinity) * clip);
-      scale = Math.fround(Math.max(Math.fround(max - min), SMALLEST_RANGE) / largestCode);
-      zero = saturate(Math.fround(-min / scale), 0, largestCode);
-    }
+    const { scale, zero } = groupScale(values, bits, options);
     scales[2 * group] = scale;
     scales[2 * group + 1] = zero;
     for (let i = 0; i < values.length; i++) {
@@ -181,8 +187,32 @@ function encodeGrouped(
   }
 }
 
-/** Range of a group of equal numbers: keeps its scale away from 0. */
-const SMALLEST_RANGE = Math.fround(1e-5);
+function groupScale(
+  values: Float32Array,
+  bits: number,
+  { range = "withZero", clipRatio = 1 }: EncodeOptions,
+): { readonly scale: number; readonly zero: number } {
+  const clip = Math.fround(clipRatio);
+  const smallest = smallestRange(range);
+  if (range === "symmetric") {
+    const reach = Math.fround(Math.max(largestMagnitude(values), smallest) * clip);
+    return { scale: Math.fround(reach / (2 ** (bits - 1) - 1)), zero: 2 ** (bits - 1) };
+  }
+  const largestCode = 2 ** bits - 1;
+  const numbers = range === "withZero" ? [0, ...values] : [...values];
+  const max = Math.fround(numbers.reduce((a, b) => Math.max(a, b)) * clip);
+  const min = Math.fround(numbers.reduce((a, b) => Math.min(a, b)) * clip);
+  const scale = Math.fround(Math.max(Math.fround(max - min), smallest) / largestCode);
+  return { scale, zero: saturate(Math.fround(-min / scale), 0, largestCode) };
+}
+
+/**
+ * The least range of a group, which keeps its scale away from 0. Palu's two have 1e-5; where 0 is in the range, only a group of zeros and
+ * numbers that f32 has few bits for need one.
+ */
+export function smallestRange(range: EncodeOptions["range"] = "withZero"): number {
+  return range === "withZero" ? 2 ** -100 : Math.fround(1e-5);
+}
 
 function encodeTiled({ tile }: TiledStorage, x: Float32Array, codes: Uint8Array, scales: Float32Array): void {
   for (let begin = 0, t = 0; begin < x.length; begin += tile, t++) {

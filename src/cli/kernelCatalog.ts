@@ -18,7 +18,7 @@ import { embeddingKernel } from "../ops/embedding/cpu.ts";
 import { gatedActivationKernel } from "../ops/gatedActivation/index.ts";
 import { gatherSlotsKernel } from "../ops/gatherSlots/index.ts";
 import { hadamardKernel } from "../ops/hadamard/index.ts";
-import { absorbHeadsKernel, expandHeadsKernel } from "../ops/headProjection/index.ts";
+import { absorbHeadsKernel, absorbManyKernel, expandHeadsKernel } from "../ops/headProjection/index.ts";
 import { chunkStatisticsKernel, mergeStatisticsKernel } from "../ops/logits/rowStatistics.ts";
 import { softCapKernel } from "../ops/logits/softCap.ts";
 import { chunkCandidatesKernel, mergeCandidatesKernel } from "../ops/logits/topCandidates.ts";
@@ -89,6 +89,7 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(attentionKernel, attention),
   entry(attentionMergeKernel, attention),
   entry(absorbHeadsKernel, { rows: 128, columns: 512 }),
+  entry(absorbManyKernel, { rows: 128, columns: 512 }),
   entry(expandHeadsKernel, { rows: 128, columns: 512 }),
   entry(gatherSlotsKernel, { channels: 512, pageSize: 64, storage: "bf16" }),
   entry(copyHeadsKernel, { channels: 64 }),

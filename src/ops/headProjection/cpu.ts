@@ -1,29 +1,17 @@
 /**
- * The kernels of the head projection, and the function that records them. Both go through the weights in the order they lie in memory, a
+ * The kernels of the head projection, and the function that records them. Those of this file go through the weights in the order they lie in memory, a
  * few rows at a time, and meet all tokens of a block with those rows before they go on: a step of few tokens reads each weight once. The
  * order of every sum depends on the spec alone, so a token's bits do not depend on the others'.
  */
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { forLanes, lanesScratchBytes } from "../elementwise/lanes.ts";
 import type { Recorder } from "../recorder.ts";
+import { absorbManyKernel } from "./absorbMany.ts";
 import { checkHeadProjection, type HeadProjectionArgs, type HeadProjectionSpec } from "./contract.ts";
+import { forSlices, least, projectionParams } from "./slices.ts";
 
 type Matrix = Pick<HeadProjectionSpec, "rows" | "columns">;
 type Address = Value<"i32">;
-
-const params = {
-  x: "pointer",
-  weight: "pointer",
-  out: "pointer",
-  numTokens: "i32",
-  xRowBytes: "i32",
-  xHeadBytes: "i32",
-  weightHeadBytes: "i32",
-  outRowBytes: "i32",
-  outHeadBytes: "i32",
-  slices: "i32",
-  sliceLength: "i32",
-} as const;
 
 /** Rows of the weight that are added at once: their factors stay in registers. */
 const ABSORBED_ROWS = 8;
@@ -34,7 +22,7 @@ const ABSORBED_TOKENS = 8;
 /** One task is a slice of the columns of one head; `sliceLength` counts columns. */
 export const absorbHeadsKernel = defineKernel({
   name: "absorbHeads",
-  params,
+  params: projectionParams,
   scratchBytes: (_spec, target) => lanesScratchBytes(target),
   build(k, { rows, columns }: Matrix, p) {
     const whole = rows - (rows % ABSORBED_ROWS);
@@ -81,7 +69,7 @@ const EXPANDED_TOKENS = 64;
 /** One task is a slice of the rows of one head; `sliceLength` counts rows, a multiple of four. */
 export const expandHeadsKernel = defineKernel({
   name: "expandHeads",
-  params,
+  params: projectionParams,
   build(k, { rows, columns }: Matrix, p) {
     const tail = rows % EXPANDED_ROWS;
     forSlices(k, p, (head, slice) => {
@@ -145,27 +133,18 @@ function dotTile(
   );
 }
 
-function forSlices(
-  k: KernelBuilder,
-  p: { readonly slices: Value<"i32"> },
-  body: (head: Value<"i32">, slice: Value<"i32">) => void,
-): void {
-  k.forTasks((task) => {
-    const head = k.let(task.divU(p.slices));
-    body(head, k.let(task.sub(head.mul(p.slices))));
-  });
-}
-
-function least(k: KernelBuilder, a: Value<"i32">, b: Value<"i32">): Value<"i32"> {
-  const [first, second] = [k.let(a), k.let(b)];
-  return k.let(k.select(first.lt(second), first, second));
-}
-
 /** Tasks that each thread should find, so that one which is held up elsewhere delays little. */
 const TASKS_PER_THREAD = 4;
 
 /** Outputs of a task at least: a few cache lines of every row that it reads. */
 const SHORTEST_SLICE = 32;
+
+/** Tokens from which on it pays to copy a panel of the weight into scratch memory. By measurement; both kernels give the same bits. */
+const MANY_TOKENS = 12;
+
+function absorbKernel(numTokens: number): typeof absorbHeadsKernel {
+  return numTokens < MANY_TOKENS ? absorbHeadsKernel : absorbManyKernel;
+}
 
 /** Records the product of every head with its matrix. Throws ShapeError or ArgumentError naming the argument that does not fit. */
 export function recordHeadProjection(
@@ -182,7 +161,7 @@ export function recordHeadProjection(
   const sliceLength = Math.max(SHORTEST_SLICE, Math.ceil(outputs / wanted / SHORTEST_SLICE) * SHORTEST_SLICE);
   const slices = Math.ceil(outputs / sliceLength);
   commands.launch(
-    device.compile(kind === "absorb" ? absorbHeadsKernel : expandHeadsKernel, { rows, columns }),
+    device.compile(kind === "expand" ? expandHeadsKernel : absorbKernel(numTokens), { rows, columns }),
     {
       x: args.x.pointer,
       weight: args.weight.pointer + firstRow * columns * 4,

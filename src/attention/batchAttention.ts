@@ -12,18 +12,10 @@ import {
 } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import type { Recorder } from "../ops/recorder.ts";
-import { ArgumentError, ShapeError } from "../tensor/index.ts";
-import { type AttentionResult, allocateResult, freeResult, runRecorded } from "./results.ts";
-import {
-  checkHeads,
-  checkTensor,
-  type KvLayout,
-  type KvShape,
-  type KvTensors,
-  locateKv,
-  scaleRow,
-  storageRow,
-} from "./tensors.ts";
+import { ArgumentError } from "../tensor/index.ts";
+import { checkLse, headVector, ropeTablePointer } from "./layerTensors.ts";
+import { type AttentionResult, freeResult, type ResultTensor, resultOf, runRecorded } from "./results.ts";
+import { checkHeads, type KvLayout, type KvShape, type KvTensors, locateKv, scaleRow, storageRow } from "./tensors.ts";
 
 /** What compiles a kernel, and how pages lie. Latent attention (`mla`, `latent`) has classes of its own. */
 export interface BatchAttentionSpec extends Omit<AttentionSpec, "mla" | "latent"> {
@@ -105,21 +97,19 @@ export class BatchAttention {
     const located = this.#locate(args);
     const qRowStride = checkHeads("q", args.q, numRows, numQHeads, headDim);
     const outRowStride = args.out && checkHeads("out", args.out, numRows, numQHeads, valueDim(spec));
-    if (args.lse) this.#checkLse(args.lse, numRows);
-    const head = (name: "alibiSlopes" | "sinks", isUsed: boolean | undefined) => this.#headVector(name, args, isUsed);
+    if (args.lse) checkLse(args.lse, spec, numRows);
     const optional = {
-      alibiSlopes: head("alibiSlopes", spec.alibi),
-      sinks: head("sinks", spec.sinks),
-      ropeTable: this.#ropeTable(args.ropeTable),
+      alibiSlopes: headVector("alibiSlopes", args.alibiSlopes, spec),
+      sinks: headVector("sinks", args.sinks, spec),
+      ropeTable: ropeTablePointer(args.ropeTable, spec.rope, this.#planned.plan.batch),
       kScale: args.kScale,
       vScale: args.vScale,
     };
-    const out = args.out ?? allocateResult(this.device, "attention out", [numRows, numQHeads, valueDim(spec)]);
-    const lse = spec.returnLse
-      ? (args.lse ?? allocateResult(this.device, "attention lse", [numRows, numQHeads]))
-      : undefined;
-    const pointers = { q: args.q.pointer, qRowStride, out: out.pointer, outRowStride, lse: lse?.pointer };
+    const out = resultOf(this.device, args.out, "attention out", [numRows, numQHeads, valueDim(spec)]);
+    let lse: ResultTensor | undefined;
     try {
+      if (spec.returnLse) lse = resultOf(this.device, args.lse, "attention lse", [numRows, numQHeads]);
+      const pointers = { q: args.q.pointer, qRowStride, out: out.pointer, outRowStride, lse: lse?.pointer };
       recordAttention(recorder, this.#planned, { ...located, ...optional, ...pointers });
     } catch (error) {
       freeResult(this.device, { out, lse });
@@ -169,55 +159,5 @@ export class BatchAttention {
       kScaleStrides: found.k.strides,
       vScaleStrides: found.v.strides,
     };
-  }
-
-  #checkLse(lse: DeviceTensor, numRows: number): void {
-    const { returnLse, numQHeads } = this.spec;
-    if (!returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
-    if (lse.shape.length !== 2 || lse.shape[0] < numRows) {
-      throw new ShapeError(`lse must have shape [at least ${numRows}, ${numQHeads}], got [${lse.shape.join(", ")}]`);
-    }
-    checkTensor("lse", lse, "f32", [lse.shape[0], numQHeads]);
-  }
-
-  #headVector(
-    name: "alibiSlopes" | "sinks",
-    args: BatchAttentionArgs,
-    isUsed: boolean | undefined,
-  ): number | undefined {
-    const tensor = args[name];
-    const word = name === "sinks" ? "sinks" : "alibi";
-    if (tensor === undefined) {
-      if (isUsed) throw new ArgumentError(`${name} must be given because the spec has ${word}`);
-      return undefined;
-    }
-    if (!isUsed) throw new ArgumentError(`${name} must be absent: the spec lacks ${word}`);
-    checkTensor(name, tensor, "f32", [this.spec.numQHeads]);
-    return tensor.pointer;
-  }
-
-  #ropeTable(table: DeviceTensor | undefined): number | undefined {
-    const { rope } = this.spec;
-    if (!rope) {
-      if (table) throw new ArgumentError("ropeTable must be absent: the spec lacks rope");
-      return undefined;
-    }
-    if (!table) throw new ArgumentError("ropeTable must be given because the spec has rope");
-    const numPositions = this.#numPositions();
-    if (table.shape.length !== 2 || table.shape[0] < numPositions || table.shape[1] !== rope.dim) {
-      throw new ShapeError(
-        `ropeTable must have shape [at least ${numPositions}, ${rope.dim}], got [${table.shape.join(", ")}]`,
-      );
-    }
-    checkTensor("ropeTable", table, "f32", table.shape);
-    return table.pointer;
-  }
-
-  /** One more than the largest absolute position of the batch. */
-  #numPositions(): number {
-    const { numSeqs, kvLens, positionOffsets } = this.#planned.plan.batch;
-    let end = 0;
-    for (let s = 0; s < numSeqs; s++) end = Math.max(end, kvLens[s] + (positionOffsets?.[s] ?? 0));
-    return end;
   }
 }

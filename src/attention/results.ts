@@ -24,6 +24,18 @@ export function allocateResult(device: CpuDevice, label: string, shape: readonly
   return { pointer: buffer.pointer, shape, type: "f32", buffer };
 }
 
+/** The tensor that a caller gave, whose memory stays the caller's even if it came from another call; or one allocated for it. */
+export function resultOf(
+  device: CpuDevice,
+  given: RowsTensor | undefined,
+  label: string,
+  shape: readonly number[],
+): ResultTensor {
+  if (given === undefined) return allocateResult(device, label, shape);
+  const { pointer, type, rowStride } = given;
+  return { pointer, shape: given.shape, type, rowStride };
+}
+
 /** Frees what a call allocated for its result; tensors that the caller gave stay. */
 export function freeResult(device: CpuDevice, { out, lse }: AttentionResult): void {
   for (const tensor of [out, lse]) if (tensor?.buffer) device.free(tensor.buffer);

@@ -8,8 +8,9 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 import type { PlanOptions } from "../batchAttention.ts";
-import { type AttentionResult, allocateResult, freeResult, type ResultTensor, runRecorded } from "../results.ts";
-import { checkHeads, checkTensor, type StridedTensor } from "../tensors.ts";
+import { checkLse, headVector, ropeTablePointer } from "../layerTensors.ts";
+import { type AttentionResult, freeResult, type ResultTensor, resultOf, runRecorded } from "../results.ts";
+import { checkHeads, checkTensor } from "../tensors.ts";
 import { type LatentCache, locateLatents } from "./cache.ts";
 import type { PaluLayer } from "./layer.ts";
 import { type PaluSpec, paluKernelSpec } from "./spec.ts";
@@ -86,24 +87,18 @@ export class BatchPaluAttention {
       ...locateLatents(args.cache, layout, { ...spec, numPages }),
       latent: { table: layer.table, up: layer.upK, bias: layer.keyBias, ...this.#recent(args) },
       qRowStride: checkHeads("q", args.q, numRows, numQHeads, spec.keys === "absorbed" ? maxRankK : headDim),
-      alibiSlopes: this.#headVector("alibiSlopes", args.alibiSlopes, spec.alibi),
-      sinks: this.#headVector("sinks", args.sinks, spec.sinks),
-      ropeTable: this.#ropeTable(args.ropeTable),
+      alibiSlopes: headVector("alibiSlopes", args.alibiSlopes, spec),
+      sinks: headVector("sinks", args.sinks, spec),
+      ropeTable: ropeTablePointer(args.ropeTable, spec.rope, this.#planned.plan.batch),
       kScale,
       vScale,
     };
     const outRowStride = args.out ? checkLatentRows("out", args.out, numRows, layout.outRow) : layout.outRow;
-    if (args.lse) this.#checkLse(args.lse, numRows);
-    const out = args.out
-      ? withoutBuffer(args.out)
-      : allocateResult(this.device, "latent attention out", [numRows, layout.outRow]);
+    if (args.lse) checkLse(args.lse, spec, numRows);
+    const out = resultOf(this.device, args.out, "latent attention out", [numRows, layout.outRow]);
     let lse: ResultTensor | undefined;
     try {
-      if (spec.returnLse) {
-        lse = args.lse
-          ? withoutBuffer(args.lse)
-          : allocateResult(this.device, "latent attention lse", [numRows, numQHeads]);
-      }
+      if (spec.returnLse) lse = resultOf(this.device, args.lse, "latent attention lse", [numRows, numQHeads]);
       const pointers = { q: args.q.pointer, out: out.pointer, outRowStride, lse: lse?.pointer };
       recordAttention(recorder, this.#planned, { ...shared, ...pointers });
     } catch (error) {
@@ -162,55 +157,6 @@ export class BatchPaluAttention {
       recentRowV: valueRanks,
     };
   }
-
-  #headVector(
-    name: "alibiSlopes" | "sinks",
-    tensor: StridedTensor | undefined,
-    isUsed: boolean | undefined,
-  ): number | undefined {
-    const word = name === "sinks" ? "sinks" : "alibi";
-    if (!tensor) {
-      if (isUsed) throw new ArgumentError(`${name} must be given because the spec has ${word}`);
-      return undefined;
-    }
-    if (!isUsed) throw new ArgumentError(`${name} must be absent: the spec lacks ${word}`);
-    checkTensor(name, tensor, "f32", [this.spec.numQHeads]);
-    return tensor.pointer;
-  }
-
-  #ropeTable(table: DeviceTensor | undefined): number | undefined {
-    const { rope } = this.spec;
-    if ((rope === undefined) !== (table === undefined)) {
-      throw new ArgumentError(
-        `ropeTable must be ${rope ? "given" : "absent"}: the spec ${rope ? "has" : "lacks"} rope`,
-      );
-    }
-    if (!rope || !table) return undefined;
-    const { numSeqs, kvLens, positionOffsets } = this.#planned.plan.batch;
-    let positions = 0;
-    for (let s = 0; s < numSeqs; s++) positions = Math.max(positions, kvLens[s] + (positionOffsets?.[s] ?? 0));
-    if (table.shape.length !== 2 || table.shape[0] < positions) {
-      throw new ShapeError(
-        `ropeTable must have shape [at least ${positions}, ${rope.dim}], got [${table.shape.join(", ")}]`,
-      );
-    }
-    checkTensor("ropeTable", table, "f32", [table.shape[0], rope.dim]);
-    return table.pointer;
-  }
-
-  #checkLse(lse: DeviceTensor, numRows: number): void {
-    const { returnLse, numQHeads } = this.spec;
-    if (!returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
-    if (lse.shape.length !== 2 || lse.shape[0] < numRows) {
-      throw new ShapeError(`lse must have shape [at least ${numRows}, ${numQHeads}], got [${lse.shape.join(", ")}]`);
-    }
-    checkTensor("lse", lse, "f32", [lse.shape[0], numQHeads]);
-  }
-}
-
-/** A caller's tensor as a result: its memory stays the caller's, also if it was the result of another call. */
-function withoutBuffer({ pointer, shape, type, rowStride }: RowsTensor): ResultTensor {
-  return { pointer, shape, type, rowStride };
 }
 
 /** Checks rows of packed latents, [at least numRows, row], and returns their row stride in elements. */

@@ -5,6 +5,7 @@
 
 import type { CommandList, CpuDevice, DeviceBuffer } from "../src/devices/index.ts";
 import { defineKernel, type KernelBuilder, type Value } from "../src/kernels/index.ts";
+import { allocateWeightMatrix, recordMatmul, recordPackRows } from "../src/ops/matmul/index.ts";
 import { type Spread, spread } from "./result.ts";
 
 /** Many times the caches of any machine this is likely to run on. */
@@ -202,6 +203,69 @@ export class ComputePeak {
 
   free(): void {
     for (const commands of this.#lists.values()) commands.free();
+    for (const buffer of this.#buffers) this.#device.free(buffer);
+  }
+}
+
+/** A product as prefill has them: as many tokens as a chunk of a prompt, a matrix that fits into the caches. */
+const TILE_TOKENS = 256;
+const TILE_ROWS = 1024;
+const TILE_COLUMNS = 1024;
+
+/**
+ * Measures the f32 matrix product of src/ops/matmul, all threads together: what the same kernel language reaches when operands come from
+ * memory, tile by tile. Its matrix stays on the device until that is closed.
+ */
+export class MatrixTile {
+  readonly #device: CpuDevice;
+  readonly #buffers: readonly DeviceBuffer[];
+  readonly #commands: CommandList;
+
+  private constructor(device: CpuDevice, buffers: readonly DeviceBuffer[], commands: CommandList) {
+    this.#device = device;
+    this.#buffers = buffers;
+    this.#commands = commands;
+  }
+
+  static async create(device: CpuDevice): Promise<MatrixTile> {
+    const options = { name: "tile", type: "F32", rows: TILE_ROWS, columns: TILE_COLUMNS, precision: "f32" } as const;
+    const weight = allocateWeightMatrix(device, options);
+    const source = device.allocate(TILE_ROWS * TILE_COLUMNS * 4, "stored rows");
+    const sizes = [TILE_TOKENS * TILE_COLUMNS, TILE_TOKENS * TILE_ROWS];
+    const [x, out] = sizes.map((size) => device.allocate(size * 4, "matrix tile"));
+    for (const buffer of [source, x]) {
+      const values = device.f32(buffer);
+      for (let i = 0; i < values.length; i++) values[i] = Math.sin(i);
+    }
+    const packing = device.commands();
+    recordPackRows({ device, commands: packing }, weight, source.pointer, 0, TILE_ROWS);
+    await device.run(packing);
+    packing.free();
+    device.free(source);
+    const commands = device.commands();
+    const args = { weight, activations: x.pointer, out: out.pointer, numTokens: TILE_TOKENS };
+    recordMatmul({ device, commands }, args);
+    return new MatrixTile(device, [x, out], commands);
+  }
+
+  /** Computes until the engine's optimised code is in place. */
+  async warm(): Promise<void> {
+    for (const end = performance.now() + WARM_MS; performance.now() < end; ) await this.measure(1);
+  }
+
+  /** GFLOP/s of all threads together in each of `rounds` products. */
+  async measure(rounds: number): Promise<number[]> {
+    const rates: number[] = [];
+    for (let round = 0; round < rounds; round++) {
+      const start = performance.now();
+      await this.#device.run(this.#commands);
+      rates.push((2 * TILE_TOKENS * TILE_ROWS * TILE_COLUMNS) / (performance.now() - start) / 1e6);
+    }
+    return rates;
+  }
+
+  free(): void {
+    this.#commands.free();
     for (const buffer of this.#buffers) this.#device.free(buffer);
   }
 }

@@ -1,8 +1,8 @@
 /**
- * npm run bench -- NAME [MODEL] [--json | --markdown] [--threads 1,2]
+ * npm run bench -- NAME [MODEL | PART...] [--json | --markdown] [--threads 1,2]
  *
  * Runs one benchmark, `all` of them, or `report`, which writes docs/benchmarks.md. Without a name, or with one that does not exist, lists
- * the names with exit code 2.
+ * the names with exit code 2. Parts are for benchmarks that have some: all of them by default.
  */
 
 import { availableParallelism } from "node:os";
@@ -25,9 +25,15 @@ async function main(): Promise<number> {
     allowPositionals: true,
     options: { json: { type: "boolean" }, markdown: { type: "boolean" }, threads: { type: "string" } },
   });
-  const [name, modelPath] = positionals;
+  const [name, ...words] = positionals;
   const threads = readThreads(values.threads);
-  const options = { threads, ...(modelPath === undefined ? {} : { model: modelPath }) };
+  const parts = benches.find((bench) => bench.name === name)?.parts;
+  const unknown = words.filter((word) => parts?.includes(word) === false);
+  if (unknown.length > 0) {
+    console.error(`${name} has no part "${unknown[0]}": its parts are ${parts?.join(", ")}`);
+    return 2;
+  }
+  const options = { threads, ...(words.length === 0 ? {} : parts ? { parts: words } : { model: words[0] }) };
   if (name === "report") {
     await runReport(
       benches.map((bench) => bench.name),
@@ -55,11 +61,11 @@ async function main(): Promise<number> {
 
 function listNames(): string {
   const lines = [
-    ...benches.map(({ name, summary }) => [name, summary]),
+    ...benches.map(({ name, summary, parts }) => [name, parts ? `${summary} (${parts.join(", ")})` : summary]),
     ["all", "all of these, one after another"],
     ["report", "runs each in a process of its own and writes docs/benchmarks.md"],
   ].map(([name, summary]) => `  ${name.padEnd(11)}${summary}`);
-  return `npm run bench -- NAME [MODEL] [--json | --markdown] [--threads 1,2]\n\n${lines.join("\n")}`;
+  return `npm run bench -- NAME [MODEL | PART...] [--json | --markdown] [--threads 1,2]\n\n${lines.join("\n")}`;
 }
 
 /** `1,2` -> [1, 2]. Default: one thread and as many as the machine has. */

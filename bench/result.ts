@@ -30,12 +30,16 @@ export interface BenchOptions {
   readonly threads: readonly number[];
   /** Path of a model. Default: Gemma 3 270M where it was fetched, else the bundled model. */
   readonly model?: string;
+  /** Parts of a benchmark that has some; all of them by default. */
+  readonly parts?: readonly string[];
 }
 
 export interface Bench {
   readonly name: string;
   /** One line for the list of names. */
   readonly summary: string;
+  /** Names of what can be run alone, for a benchmark of several parts. */
+  readonly parts?: readonly string[];
   run(options: BenchOptions): Promise<BenchResult>;
 }
 

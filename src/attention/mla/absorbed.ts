@@ -37,9 +37,9 @@ export interface AbsorbedMlaSpec
 
 /** Queries in one tensor or in two parts. */
 export interface MlaQueries {
-  /** [rows, numHeads, kvLoraRank + qkRopeHeadDim] f32 */
+  /** [numRows, numHeads, kvLoraRank + qkRopeHeadDim] f32 */
   readonly q?: RowsTensor;
-  /** [rows, numHeads, kvLoraRank] f32: queries times W_UK. */
+  /** [rows of the batch, numHeads, kvLoraRank] f32: queries times W_UK. */
   readonly qLatent?: HeadsTensor;
   /** [rows, numHeads, qkRopeHeadDim] f32; absent if that is 0. */
   readonly qPe?: HeadsTensor;
@@ -153,12 +153,12 @@ export class AbsorbedMla {
   /** Queries in one tensor. A scale of the rope keys alone goes to the queries that meet them. */
   #assemble(recorder: Recorder, { q, qLatent, qPe }: MlaQueries, ropeFactor: number): RowsTensor {
     const { numHeads, kvLoraRank, qkRopeHeadDim } = this.spec;
-    const { queryIndptr, numSeqs } = this.#planned.plan.batch;
+    const { numRows, queryIndptr, numSeqs } = this.#planned.plan.batch;
     const numTokens = queryIndptr[numSeqs];
     const width = kvLoraRank + qkRopeHeadDim;
     if (q) {
       if (qLatent || qPe) throw new ArgumentError("q must be absent where qLatent or qPe is given");
-      const rowStride = checkRowsOfHeads("q", q, numTokens, numHeads, width);
+      const rowStride = checkRowsOfHeads("q", q, numRows, numHeads, width);
       if (ropeFactor === 1 || qkRopeHeadDim === 0) return { ...q, rowStride };
       const part = (first: number, channels: number): HeadsTensor => {
         return {

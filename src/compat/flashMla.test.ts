@@ -3,13 +3,8 @@ import { storedTensor } from "../../test/fixtures/attention/mlaCase.ts";
 import { bitsOf, normals, TestDevice, worstError } from "../../test/ops/testDevice.ts";
 import { decodeFp8Tokens, encodeFp8Tokens, mlaReference, sparseMlaReference } from "../attention/mla/index.ts";
 import { mergeState } from "../ops/mergeStates/index.ts";
-import {
-  FlashMLASchedMeta,
-  type FlashMlaOptions,
-  type FlashMlaResult,
-  flashMlaWithKvcache,
-  getMlaMetadata,
-} from "./flashMla.ts";
+import { type FlashMlaOptions, type FlashMlaResult, flashMlaWithKvcache } from "./flashMla.ts";
+import { FlashMLASchedMeta, getMlaMetadata } from "./flashMlaMetadata.ts";
 
 const tolerance = { relative: 1e-5, absolute: 1e-5 };
 const dims = { kvLoraRank: 512, qkRopeHeadDim: 64, qkNopeHeadDim: 1, vHeadDim: 1, pageSize: 64 };
@@ -154,6 +149,11 @@ describe("flashMlaWithKvcache, dense", () => {
       causal: true,
     });
     await expect(changed).rejects.toThrow("tileSchedulerMetadata was made for");
+    const scaled = flashMlaWithKvcache(test.device, ...tensors, table, seqlens, 512, meta, {
+      isFp8Kvcache: true,
+      softmaxScale: 0.1,
+    });
+    await expect(scaled).rejects.toThrow('"softmaxScale":0.1');
     meta.release();
   });
 });

@@ -10,6 +10,7 @@ import { recordApplySinks, recordMergeStateInPlace } from "../ops/mergeStates/in
 import type { Recorder } from "../ops/recorder.ts";
 import { ArgumentError, elementBytes, formatShape, ShapeError } from "../tensor/index.ts";
 import { floatStorage, requireAxes } from "./attendOnce.ts";
+import type { FlashMLASchedMeta } from "./flashMlaMetadata.ts";
 import { type PageTable, requireInt32, requirePageTable } from "./int32Arrays.ts";
 import { requireTensor } from "./mlaPlan.ts";
 
@@ -46,40 +47,6 @@ export interface FlashMlaResult {
   readonly out: ResultTensor;
   /** [batch, heads, queries] f32 */
   readonly lse: ResultTensor;
-}
-
-/**
- * The plan of a step: made by the first call that it is given to, and valid for calls with equal shapes, lengths and lists, such as the
- * other layers. `release` gives its memory back.
- */
-export class FlashMLASchedMeta {
-  #config: string | undefined;
-  readonly #attentions: (AbsorbedMla | SparseMla)[] = [];
-
-  /** What `make` made for the first call. Throws ArgumentError if this call is of another kind. */
-  attentions<A extends AbsorbedMla | SparseMla>(
-    config: Readonly<Record<string, unknown>>,
-    make: () => A[],
-  ): readonly A[] {
-    const words = JSON.stringify(config);
-    if (this.#config === undefined) {
-      this.#attentions.push(...make());
-      this.#config = words;
-    } else if (this.#config !== words) {
-      throw new ArgumentError(`tileSchedulerMetadata was made for ${this.#config}, got a call with ${words}`);
-    }
-    return this.#attentions as unknown as readonly A[]; // the config says which of the two they are
-  }
-
-  release(): void {
-    for (const attention of this.#attentions.splice(0)) attention.release();
-    this.#config = undefined;
-  }
-}
-
-/** An empty plan, and nothing, as the original has it. Arguments of earlier versions are not needed. */
-export function getMlaMetadata(): readonly [FlashMLASchedMeta, undefined] {
-  return [new FlashMLASchedMeta(), undefined];
 }
 
 /**
@@ -183,7 +150,7 @@ function recordDense(
     queryIndptr: Int32Array.from({ length: batch + 1 }, (_, s) => s * queries),
     ...{ maxPages: blockTable.shape[1], numPages: kCache.shape[0], allowUnseeing: true },
   };
-  const config = { batch, queries, heads, numKvHeads, causal, isFp8Kvcache };
+  const config = { batch, queries, heads, numKvHeads, causal, softmaxScale, kCache: kCache.type };
   const [attention] = meta.attentions(config, () => {
     const made = new AbsorbedMla(call.device, spec);
     made.plan(step);
@@ -255,7 +222,8 @@ function recordSparse(
       lists: { indices: lists.values, topk: lists.shape[2], topkLengths, numSlots: cache.shape[0] * cache.shape[1] },
     };
   });
-  const config = { batch, queries, heads, isFp8Kvcache, topk: checked.map(({ lists }) => lists.topk) };
+  const kinds = checked.map(({ cache, lists }) => ({ topk: lists.topk, type: cache.type }));
+  const config = { batch, queries, heads, softmaxScale, kinds };
   const attentions = meta.attentions(config, () =>
     checked.map(({ storage, lists }) => {
       const dims = { numHeads: heads, kvLoraRank: headDimV, qkRopeHeadDim: channels - headDimV };

@@ -33,14 +33,8 @@ export {
   BatchPrefillWithRaggedKVCacheWrapper,
 } from "./flashinferPrefill.ts";
 /** FlashMLA, dense and sparse. */
-export {
-  FlashMLASchedMeta,
-  type FlashMlaOptions,
-  type FlashMlaResult,
-  flashMlaWithKvcache,
-  getMlaMetadata,
-  type SlotLists,
-} from "./flashMla.ts";
+export { type FlashMlaOptions, type FlashMlaResult, flashMlaWithKvcache, type SlotLists } from "./flashMla.ts";
+export { FlashMLASchedMeta, getMlaMetadata } from "./flashMlaMetadata.ts";
 export type { PageTable } from "./int32Arrays.ts";
 /** JAX and torch_xla: paged_attention with one query a sequence, and with several. */
 export type { JaxPages, QuantizedPages } from "./jaxPages.ts";

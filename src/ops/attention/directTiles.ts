@@ -255,9 +255,9 @@ function accumulate(k: KernelBuilder, tile: ValueTile, { begin, end }: BlockRang
         }
       }
     };
-    const inFours = k.let(begin.add(end.sub(begin).and(-4)));
-    k.for(begin, inFours, 4, (j) => terms(j, 4));
-    k.for(inFours, end, 1, (j) => terms(j, 1));
+    const inEights = k.let(begin.add(end.sub(begin).and(-8)));
+    k.for(begin, inEights, 8, (j) => terms(j, 8));
+    k.for(inEights, end, 1, (j) => terms(j, 1));
     for (const [r, row] of sums.entries()) {
       for (const [i, sum] of row.entries()) k.store("f32v", accAt, sum.value, r * pitch + i * registerBytes);
     }

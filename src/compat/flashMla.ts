@@ -189,7 +189,7 @@ function recordSparse(
   out: DeviceTensor,
   scratch: (shape: readonly number[]) => ResultTensor,
 ): DeviceTensor[] {
-  const { device, batch, queries, heads, channels, headDimV, softmaxScale, isFp8Kvcache } = call;
+  const { device, batch, queries, heads, channels, headDimV, softmaxScale } = call;
   const { attnSink, extraKCache, extraIndicesInKvcache: extra } = options;
   if (options.causal) throw new ArgumentError("causal must be false with indices");
   if ((extraKCache === undefined) !== (extra === undefined)) {

@@ -2,16 +2,22 @@
 
 import { type CpuDevice, type DeviceBuffer, GrowingBuffer } from "../../devices/index.ts";
 import type { KvPages } from "../../ops/appendKv/index.ts";
+import { hndStrides, type PageStrides, storageBytes } from "../../ops/attention/index.ts";
 import { ActivationWorkspace, type WeightMatrix } from "../../ops/matmul/index.ts";
 import type { ModelConfig } from "../config/index.ts";
 import type { RaggedBatch } from "../runner.ts";
 import type { RopeRows } from "./ropeRows.ts";
 import type { LoadedWeights } from "./weights.ts";
 
-/** Keys and values of one layer: pages [page][slot][kv head][channel]. */
+/**
+ * Keys and values of one layer: pages [page][kv head][slot][channel]. Attention reads the rows of one head; with all heads of a slot together
+ * these would be a power of two apart, and share a few places of the first-level cache.
+ */
 export interface LayerPages {
   readonly k: KvPages;
   readonly v: KvPages;
+  /** Of both, in elements. */
+  readonly strides: PageStrides;
   readonly pageBytes: number;
 }
 
@@ -24,21 +30,28 @@ export interface CacheSize {
 
 /** Bytes that the keys and values of one token take, over all layers. */
 export function cacheBytesPerToken(config: ModelConfig, storage: "f32" | "f16"): number {
-  return 2 * config.numLayers * config.numKvHeads * config.headDim * (storage === "f16" ? 2 : 4);
+  return 2 * config.numLayers * config.numKvHeads * config.headDim * storageBytes(storage);
 }
 
 /** The pages of every layer. Throws CapacityError when the device has no room for them. */
 export function allocatePages(device: CpuDevice, config: ModelConfig, size: CacheSize): LayerPages[] {
   const { numPages, pageSize, storage } = size;
-  const pageBytes = pageSize * config.numKvHeads * config.headDim * (storage === "f16" ? 2 : 4);
+  const { numKvHeads, headDim } = config;
+  const strides = hndStrides({ pageSize, numKvHeads, headDim });
+  const pageBytes = strides.page * storageBytes(storage);
   const pages = (label: string): KvPages => ({
     pointer: device.allocate(numPages * pageBytes, label).pointer,
     type: storage,
     numSlots: numPages * pageSize,
+    pageSize,
+    pageStride: strides.page,
+    slotStride: strides.slot,
+    headStride: strides.head,
   });
   return Array.from({ length: config.numLayers }, (_, layer) => ({
     k: pages(`k pages layer ${layer}`),
     v: pages(`v pages layer ${layer}`),
+    strides,
     pageBytes,
   }));
 }

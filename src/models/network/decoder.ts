@@ -112,6 +112,8 @@ function recordAttentionBlock(recorder: Recorder, state: DecoderState, layer: nu
     q: buffers.q,
     kPages: pages.k.pointer,
     vPages: pages.v.pointer,
+    kStrides: pages.strides,
+    vStrides: pages.strides,
     out: buffers.attended,
   });
   const attended = buffers.attendedActivations.record(recorder, buffers.attended, numTokens);

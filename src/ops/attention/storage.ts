@@ -92,12 +92,12 @@ export interface PageShape {
   readonly headDim: number;
 }
 
-/** Pages [page][slot][kv head][channel], keys and values apart: the layout of Kvasir's own cache. */
+/** Pages [page][slot][kv head][channel], keys and values apart. */
 export function nhdStrides({ pageSize = 1, numKvHeads, headDim }: PageShape): PageStrides {
   return { page: pageSize * numKvHeads * headDim, slot: numKvHeads * headDim, head: headDim };
 }
 
-/** Pages [page][kv head][slot][channel]. */
+/** Pages [page][kv head][slot][channel]: the layout of the engine's own cache. */
 export function hndStrides({ pageSize = 1, numKvHeads, headDim }: PageShape): PageStrides {
   return { page: pageSize * numKvHeads * headDim, slot: headDim, head: pageSize * headDim };
 }

@@ -84,6 +84,8 @@ export {
 export type { Recorder } from "../ops/recorder.ts";
 /** Rotary embedding of queries and keys. */
 export * from "../ops/rope/index.ts";
+/** A cache's tensors as an append takes them. */
+export { appendPages, type CachePagesSpec } from "./appendPages.ts";
 /** Attention over tensors: plan once a step, run once a layer. */
 export {
   BatchAttention,
@@ -135,6 +137,8 @@ export {
 /** Attention over Palu's low-rank latents, their caches, layers and recent windows. */
 export * from "./palu/index.ts";
 export { type AttentionResult, freeResult, type ResultTensor, runRecorded } from "./results.ts";
+/** A batch from a list of its sequences. */
+export { type BatchSequence, batchOf } from "./sequences.ts";
 export type { KvLayout, KvTensors, StridedTensor } from "./tensors.ts";
 export {
   VariableBlockSparseAttention,

@@ -1,4 +1,5 @@
 /** Attention over Palu's low-rank latents: layers, caches, the attention itself, and host arithmetic on its factors. */
+export { appendLatentPages } from "./appendLatentPages.ts";
 export { type BatchPaluArgs, BatchPaluAttention } from "./batchPaluAttention.ts";
 export {
   type AllocatedLatentCache,

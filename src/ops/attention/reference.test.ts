@@ -87,6 +87,30 @@ describe("different words for the same attention agree", () => {
     expect(onReference(raggedCase({ ...spec, pageSize: undefined }, lengths, 1, 2))).toEqual(want);
   });
 
+  it("strides left out and those of dense pages", () => {
+    const base = { numQHeads: 4, numKvHeads: 2, pageSize: 3, causal: true, smScale: 1 };
+    const ranks = { ranksK: [4], ranksV: [5] };
+    const latent = { maxRankK: 4, keys: "rebuilt" } as const;
+    const cases = [
+      { spec: { ...base, headDim: 4, headDimV: 3 }, heads: 2, k: 4, v: 3 },
+      { spec: { ...base, numKvHeads: 1, headDim: 6, headDimV: 4, mla: { ropeDim: 2 } }, heads: 1, k: 4, v: 2 },
+      { spec: { ...base, headDim: 6, headDimV: 5, latent }, heads: 1, k: 4, v: 5 },
+    ];
+    for (const { spec, heads, k, v } of cases) {
+      const batch = { ...rows(5, 2), blockTables: Int32Array.of(1, 0), maxPages: 2, numPages: 2 };
+      const inputs = {
+        q: numbers(1, 2 * 4 * spec.headDim),
+        kPages: numbers(2, 6 * heads * k),
+        vPages: numbers(3, 6 * heads * v),
+        latent: { ...ranks, up: numbers(4, 2 * 4 * spec.headDim) },
+      };
+      const strides = (headDim: number) => nhdStrides({ pageSize: 3, numKvHeads: heads, headDim });
+      const want = attentionReference(spec, batch, { ...inputs, kStrides: strides(k), vStrides: strides(v) });
+      expect(want.out.every((value) => Number.isFinite(value) && value !== 0)).toBe(true);
+      expect(attentionReference(spec, batch, inputs)).toEqual(want);
+    }
+  });
+
   it("a sink and a key whose value is zero", () => {
     const q = numbers(1, 4);
     const [kPages, vPages] = [numbers(2, 12), numbers(3, 12)];

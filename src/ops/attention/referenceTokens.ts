@@ -6,7 +6,7 @@ import { ArgumentError } from "../../tensor/index.ts";
 import { type AttentionBatch, tableOffset } from "./batch.ts";
 import { type AttentionSpec, type KeyRopeSpec, valueDim } from "./contract.ts";
 import { type LatentRanks, latentLayout, latentTableWords } from "./latent.ts";
-import type { PageStrides } from "./storage.ts";
+import { nhdStrides, type PageStrides } from "./storage.ts";
 
 /** Inputs as plain numbers; pages of any storage type are decoded by the caller, and strides count the decoded numbers. */
 export interface AttentionInputs {
@@ -16,8 +16,9 @@ export interface AttentionInputs {
   readonly kPages: ArrayLike<number>;
   /** Values; with mla the kpe rows, with latents those of the values, [all ranks] a token. */
   readonly vPages: ArrayLike<number>;
-  readonly kStrides: PageStrides;
-  readonly vStrides: PageStrides;
+  /** Dense pages [page][slot][kv head][channel], or rows, by default; for latents [page][slot][all ranks]. */
+  readonly kStrides?: PageStrides;
+  readonly vStrides?: PageStrides;
   /** Element of vPages where its first page begins: headDim where keys and values share one array, else 0. */
   readonly vOffset?: number;
   /** [numQHeads]: ALiBi if given. */
@@ -71,7 +72,8 @@ export function cachedTokens(spec: TokenSpec, batch: AttentionBatch, inputs: Att
 }
 
 function plainTokens(spec: TokenSpec, batch: AttentionBatch, inputs: AttentionInputs): CachedTokens {
-  const { kPages, vPages, kStrides, vStrides, vOffset = 0 } = inputs;
+  const { kPages, vPages, vOffset = 0 } = inputs;
+  const { kStrides = dense(spec, spec.headDim), vStrides = dense(spec, valueDim(spec)) } = inputs;
   return {
     key: (s, t, kvHead) => row(kPages, place(spec, batch, kStrides, s, t) + kvHead * kStrides.head, spec.headDim),
     value: (s, t, kvHead) =>
@@ -81,7 +83,8 @@ function plainTokens(spec: TokenSpec, batch: AttentionBatch, inputs: AttentionIn
 
 /** Keys are ckv and kpe side by side, values the ckv. */
 function mlaTokens(spec: TokenSpec, ropeDim: number, batch: AttentionBatch, inputs: AttentionInputs): CachedTokens {
-  const { kPages, vPages, kStrides, vStrides, vOffset = 0 } = inputs;
+  const { kPages, vPages, vOffset = 0 } = inputs;
+  const { kStrides = dense(spec, valueDim(spec)), vStrides = dense(spec, ropeDim) } = inputs;
   const ckv = (s: number, t: number) => row(kPages, place(spec, batch, kStrides, s, t), valueDim(spec));
   const kpe = (s: number, t: number) => row(vPages, vOffset + place(spec, batch, vStrides, s, t), ropeDim);
   return {
@@ -92,7 +95,7 @@ function mlaTokens(spec: TokenSpec, ropeDim: number, batch: AttentionBatch, inpu
 
 /** Keys are their latent times U_k, plus a bias; absorbed ones and values are the latents themselves. */
 function latentTokens(spec: TokenSpec, batch: AttentionBatch, inputs: AttentionInputs): CachedTokens {
-  const { latent, kPages, vPages, kStrides, vStrides } = inputs;
+  const { latent, kPages, vPages } = inputs;
   const { headDim, latent: scheme } = spec;
   if (!latent || !scheme) throw new ArgumentError("latent must be given because the spec has latent");
   const { up, bias } = latent;
@@ -100,6 +103,8 @@ function latentTokens(spec: TokenSpec, batch: AttentionBatch, inputs: AttentionI
   if (scheme.bias && !bias) throw new ArgumentError("latent.bias must be given because the spec has latent.bias");
   // As f32, one unit is one number.
   const { table, keyRow, valueRow } = latentLayout(latent, { ...spec, storage: "f32", valueStorage: "f32" });
+  const { kStrides = dense({ ...spec, numKvHeads: 1 }, keyRow) } = inputs;
+  const { vStrides = dense({ ...spec, numKvHeads: 1 }, valueRow) } = inputs;
   const wordOf = (kvHead: number, word: number) => table[kvHead * latentTableWords + word];
 
   const latentOf = (
@@ -155,6 +160,11 @@ export function rotate(
     y[b] = x[b] * cos + x[a] * sin;
   }
   return y;
+}
+
+/** Strides of pages whose heads have rows of so many numbers, without anything between them. */
+function dense({ pageSize, numKvHeads }: TokenSpec, channels: number): PageStrides {
+  return nhdStrides({ pageSize, numKvHeads, headDim: channels });
 }
 
 /** Element where token t of a sequence begins: in its page, or for contiguous rows t rows after the sequence's first one. */

@@ -122,14 +122,22 @@ function locate(name: string, tensor: StridedTensor, shape: KvShape, row: RowSha
   return { pointer: tensor.pointer, strides: { page, slot, head } };
 }
 
-/** Elements between neighbours along each axis. Throws ArgumentError for strides that are none. */
-export function stridesOf(name: string, { shape, strides }: StridedTensor): readonly number[] {
-  if (strides === undefined) return rowMajorStrides(shape);
+/**
+ * Elements between neighbours along each axis. Throws ArgumentError for strides that are none, and for a tensor that would end past the
+ * last address: a kernel would wrap around and read what is at the first ones.
+ */
+export function stridesOf(name: string, tensor: StridedTensor): readonly number[] {
+  const { shape, strides = rowMajorStrides(shape) } = tensor;
   const fits = strides.length === shape.length && strides.every((stride) => Number.isInteger(stride) && stride >= 0);
-  if (fits && strides[strides.length - 1] === 1) return strides;
-  throw new ArgumentError(
-    `${name}.strides must be ${shape.length} whole numbers, the last one 1, got [${strides.join(", ")}]`,
-  );
+  if (!fits || strides[strides.length - 1] !== 1) {
+    throw new ArgumentError(
+      `${name}.strides must be ${shape.length} whole numbers, the last one 1, got [${strides.join(", ")}]`,
+    );
+  }
+  const last = strides.reduce((sum, stride, axis) => sum + stride * Math.max(0, shape[axis] - 1), 0);
+  const end = tensor.pointer + (last + 1) * elementBytes(tensor.type);
+  if (end <= 2 ** 32) return strides;
+  throw new ArgumentError(`${name} must end within 2^32 bytes, which a device addresses, but reaches to ${end}`);
 }
 
 /** Strides of a tensor without padding. */

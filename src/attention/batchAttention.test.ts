@@ -344,7 +344,7 @@ describe.each(Object.entries(testDevices))("BatchAttention on %s", (_name, creat
     await fails({ q: { ...args.q, shape: [2, 64] } }, "q must have shape [at least 2, 4, 16], got [2, 64]");
     await fails({ q: { ...args.q, rowStride: 63 } }, "q.rowStride must be an integer of at least 64, got 63");
     await fails({ out: { ...args.q, shape: [2, 4, 8] } }, "out must have shape [at least 2, 4, 16], got [2, 4, 8]");
-    await fails({ lse: { ...args.q, shape: [2, 3] } }, "lse must have shape [2, 4], got [2, 3]");
+    await fails({ lse: { ...args.q, shape: [2, 3] } }, "lse must have shape [at least 2, 4], got [2, 3]");
     await fails({ lse: { ...args.q, shape: [1, 4] } }, "lse must have shape [at least 2, 4], got [1, 4]");
     await fails({ cache: { k: { ...good, type: "f16" }, v: good } }, "cache.k must be of type f32, got f16");
     await fails(

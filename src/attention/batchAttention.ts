@@ -14,7 +14,7 @@ import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import type { Recorder } from "../ops/recorder.ts";
 import { ArgumentError } from "../tensor/index.ts";
 import { checkLse, headVector, ropeTablePointer } from "./layerTensors.ts";
-import { type AttentionResult, freeResult, type ResultTensor, resultOf, runRecorded } from "./results.ts";
+import { type AttentionResult, freeResult, resultsOf, runRecorded } from "./results.ts";
 import { checkHeads, type KvLayout, type KvShape, type KvTensors, locateKv, scaleRow, storageRow } from "./tensors.ts";
 
 /** What compiles a kernel, and how pages lie. Latent attention (`mla`, `latent`) has classes of its own. */
@@ -105,17 +105,16 @@ export class BatchAttention {
       kScale: args.kScale,
       vScale: args.vScale,
     };
-    const out = resultOf(this.device, args.out, "attention out", [numRows, numQHeads, valueDim(spec)]);
-    let lse: ResultTensor | undefined;
+    const lseShape = spec.returnLse ? [numRows, numQHeads] : undefined;
+    const result = resultsOf(this.device, "attention", args, [numRows, numQHeads, valueDim(spec)], lseShape);
+    const pointers = { q: args.q.pointer, qRowStride, out: result.out.pointer, outRowStride, lse: result.lse?.pointer };
     try {
-      if (spec.returnLse) lse = resultOf(this.device, args.lse, "attention lse", [numRows, numQHeads]);
-      const pointers = { q: args.q.pointer, qRowStride, out: out.pointer, outRowStride, lse: lse?.pointer };
       recordAttention(recorder, this.#planned, { ...located, ...optional, ...pointers });
     } catch (error) {
-      freeResult(this.device, { out, lse });
+      freeResult(this.device, result);
       throw error;
     }
-    return { out, lse };
+    return result;
   }
 
   /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */

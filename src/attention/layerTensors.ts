@@ -53,7 +53,7 @@ export function checkLse(
   numRows: number,
 ): void {
   if (!returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
-  if (lse.shape.length !== 2 || lse.shape[0] < numRows) {
+  if (lse.shape.length !== 2 || lse.shape[0] < numRows || lse.shape[1] !== numQHeads) {
     throw new ShapeError(`lse must have shape [at least ${numRows}, ${numQHeads}], got ${formatShape(lse.shape)}`);
   }
   checkTensor("lse", lse, "f32", [lse.shape[0], numQHeads]);

@@ -24,16 +24,31 @@ export function allocateResult(device: CpuDevice, label: string, shape: readonly
   return { pointer: buffer.pointer, shape, type: "f32", buffer };
 }
 
-/** The tensor that a caller gave, whose memory stays the caller's even if it came from another call; or one allocated for it. */
-export function resultOf(
+/**
+ * Where the results of a call go: to the tensors that the caller gave, whose memory stays the caller's even if it came from another call,
+ * and to allocated ones. `lse` is left out without a shape. Nothing stays allocated if there is no room for both.
+ */
+export function resultsOf(
   device: CpuDevice,
-  given: RowsTensor | undefined,
   label: string,
-  shape: readonly number[],
-): ResultTensor {
-  if (given === undefined) return allocateResult(device, label, shape);
-  const { pointer, type, rowStride } = given;
-  return { pointer, shape: given.shape, type, rowStride };
+  given: { readonly out?: ResultTensor; readonly lse?: ResultTensor },
+  outShape: readonly number[],
+  lseShape: readonly number[] | undefined,
+): AttentionResult {
+  const out = given.out ? withoutBuffer(given.out) : allocateResult(device, `${label} out`, outShape);
+  if (lseShape === undefined) return { out };
+  try {
+    return { out, lse: given.lse ? withoutBuffer(given.lse) : allocateResult(device, `${label} lse`, lseShape) };
+  } catch (error) {
+    freeResult(device, { out });
+    throw error;
+  }
+}
+
+function withoutBuffer(tensor: ResultTensor): ResultTensor {
+  if (tensor.buffer === undefined) return tensor;
+  const { buffer: _, ...borrowed } = tensor;
+  return borrowed;
 }
 
 /** Frees what a call allocated for its result; tensors that the caller gave stay. */

@@ -10,7 +10,7 @@ import type { Recorder } from "../ops/recorder.ts";
 import { ArgumentError, elementBytes, requireShape } from "../tensor/index.ts";
 import { BatchAttention } from "./batchAttention.ts";
 import type { BlockSparseArgs } from "./blockSparse.ts";
-import { type AttentionResult, allocateResult, runRecorded } from "./results.ts";
+import { type AttentionResult, freeResult, resultsOf, runRecorded } from "./results.ts";
 import { checkHeads, checkTensor, requireType, type StridedTensor } from "./tensors.ts";
 
 /** What compiles a kernel: heads, storage and logits as in AttentionSpec. */
@@ -86,12 +86,15 @@ export class VariableBlockSparseAttention {
     const { numQHeads, headDim, returnLse } = this.spec;
     this.#check(args);
     const rows = this.#numRows;
-    const out = args.out ?? allocateResult(this.device, "block-sparse out", [rows, numQHeads, headDim]);
-    const lse = returnLse
-      ? (args.lse ?? allocateResult(this.device, "block-sparse lse", [rows, numQHeads]))
-      : undefined;
-    for (const head of this.#heads.keys()) this.#recordHead(recorder, head, args, out, lse);
-    return { out, lse };
+    const lseShape = returnLse ? [rows, numQHeads] : undefined;
+    const result = resultsOf(this.device, "block-sparse", args, [rows, numQHeads, headDim], lseShape);
+    try {
+      for (const head of this.#heads.keys()) this.#recordHead(recorder, head, args, result);
+    } catch (error) {
+      freeResult(this.device, result);
+      throw error;
+    }
+    return result;
   }
 
   /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */
@@ -106,13 +109,7 @@ export class VariableBlockSparseAttention {
     this.#lse = undefined;
   }
 
-  #recordHead(
-    recorder: Recorder,
-    head: number,
-    { q, k, v }: BlockSparseArgs,
-    out: RowsTensor,
-    lse: RowsTensor | undefined,
-  ): void {
+  #recordHead(recorder: Recorder, head: number, { q, k, v }: BlockSparseArgs, { out, lse }: AttentionResult): void {
     const { numQHeads, numKvHeads, headDim } = this.spec;
     const group = numQHeads / numKvHeads;
     const rows = this.#numRows;

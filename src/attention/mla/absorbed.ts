@@ -15,10 +15,11 @@ import { recordCopyHeads } from "../../ops/copyHeads/index.ts";
 import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import { checkHeads, type HeadsTensor } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
-import { ArgumentError, formatShape, ShapeError } from "../../tensor/index.ts";
+import { ArgumentError } from "../../tensor/index.ts";
 import type { PlanOptions } from "../batchAttention.ts";
-import { type AttentionResult, allocateResult, runRecorded } from "../results.ts";
-import { checkHeads as checkRowsOfHeads, checkTensor, requireType } from "../tensors.ts";
+import { checkLse, headVector, ropeTablePointer } from "../layerTensors.ts";
+import { type AttentionResult, freeResult, resultsOf, runRecorded } from "../results.ts";
+import { checkHeads as checkRowsOfHeads } from "../tensors.ts";
 import { locateMlaCache, type MlaCacheSpec, type MlaCacheTensors, mlaStorages } from "./cache.ts";
 import type { MlaDims } from "./dims.ts";
 import { Workspace } from "./workspace.ts";
@@ -113,30 +114,36 @@ export class AbsorbedMla {
     const ckvScale = checkScale("ckvScale", args.ckvScale);
     const kpeScale = checkScale("kpeScale", args.kpeScale);
     if (args.out) checkRowsOfHeads("out", args.out, numRows, numHeads, kvLoraRank);
-    if (args.lse) checkLse(spec, args.lse, numRows);
-    const sinks = checkSinks(spec, args.sinks);
-    const ropeTable = checkRopeTable(spec, args.ropeTable, this.#planned.plan.batch);
+    if (args.lse) checkLse(args.lse, { ...spec, numQHeads: numHeads }, numRows);
+    const sinks = headVector("sinks", args.sinks, { ...spec, numQHeads: numHeads });
+    const ropeTable = ropeTablePointer(args.ropeTable, mlaRopeRows(spec), this.#planned.plan.batch);
     const q = this.#assemble(recorder, args, kpeScale / ckvScale);
-    const out = args.out ?? allocateResult(this.device, "mla latents", [numRows, numHeads, kvLoraRank]);
-    const lse = spec.returnLse ? (args.lse ?? allocateResult(this.device, "mla lse", [numRows, numHeads])) : undefined;
-    recordAttention(recorder, this.#planned, {
-      q: q.pointer,
-      qRowStride: q.rowStride,
-      kPages: ckv.pointer,
-      kStrides: ckv.strides,
-      kScales: ckv.scales,
-      kScaleStrides: ckv.scaleStrides,
-      vPages: kpe.pointer,
-      vStrides: kpe.strides,
-      out: out.pointer,
-      outRowStride: out.rowStride,
-      lse: lse?.pointer,
-      sinks,
-      ropeTable,
-      kScale: ckvScale * (args.kScale ?? 1),
-      vScale: ckvScale * (args.vScale ?? 1),
-    });
-    return { out, lse };
+    const lseShape = spec.returnLse ? [numRows, numHeads] : undefined;
+    const result = resultsOf(this.device, "mla latent", args, [numRows, numHeads, kvLoraRank], lseShape);
+    const { out, lse } = result;
+    try {
+      recordAttention(recorder, this.#planned, {
+        q: q.pointer,
+        qRowStride: q.rowStride,
+        kPages: ckv.pointer,
+        kStrides: ckv.strides,
+        kScales: ckv.scales,
+        kScaleStrides: ckv.scaleStrides,
+        vPages: kpe.pointer,
+        vStrides: kpe.strides,
+        out: out.pointer,
+        outRowStride: out.rowStride,
+        lse: lse?.pointer,
+        sinks,
+        ropeTable,
+        kScale: ckvScale * (args.kScale ?? 1),
+        vScale: ckvScale * (args.vScale ?? 1),
+      });
+    } catch (error) {
+      freeResult(this.device, result);
+      throw error;
+    }
+    return result;
   }
 
   /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */
@@ -241,48 +248,7 @@ export function checkScale(name: string, scale = 1): number {
   throw new ArgumentError(`${name} must be a finite positive number, got ${scale}`);
 }
 
-/** Throws unless the tensor takes the LSE of every row, and the spec returns one. */
-export function checkLse(
-  { numHeads, returnLse }: Pick<AbsorbedMlaSpec, "numHeads" | "returnLse">,
-  lse: DeviceTensor,
-  numRows: number,
-): void {
-  if (!returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
-  requireType("lse", lse, "f32");
-  if (lse.shape.length !== 2 || lse.shape[0] < numRows || lse.shape[1] !== numHeads) {
-    throw new ShapeError(`lse must have shape [at least ${numRows}, ${numHeads}], got ${formatShape(lse.shape)}`);
-  }
-}
-
-/** Address of the sinks. Throws unless they are given exactly if the spec has them. */
-export function checkSinks(
-  { numHeads, sinks: isUsed = false }: Pick<AbsorbedMlaSpec, "numHeads" | "sinks">,
-  sinks: DeviceTensor | undefined,
-): number | undefined {
-  if (isUsed !== (sinks !== undefined)) {
-    throw new ArgumentError(`sinks must be ${isUsed ? "given because the spec has" : "absent: the spec lacks"} sinks`);
-  }
-  if (sinks) checkTensor("sinks", sinks, "f32", [numHeads]);
-  return sinks?.pointer;
-}
-
-/** Address of the table. Throws unless it is given exactly if the spec has rope, and reaches every position of the batch. */
-export function checkRopeTable(
-  { qkRopeHeadDim, rope }: Pick<AbsorbedMlaSpec, "qkRopeHeadDim" | "rope">,
-  table: DeviceTensor | undefined,
-  { numSeqs, kvLens, positionOffsets }: AttentionBatch,
-): number | undefined {
-  if ((rope === undefined) !== (table === undefined)) {
-    throw new ArgumentError(`ropeTable must be ${rope ? "given because the spec has" : "absent: the spec lacks"} rope`);
-  }
-  if (!table) return undefined;
-  let positions = 0;
-  for (let s = 0; s < numSeqs; s++) positions = Math.max(positions, kvLens[s] + (positionOffsets?.[s] ?? 0));
-  requireType("ropeTable", table, "f32");
-  if (table.shape.length !== 2 || table.shape[0] < positions || table.shape[1] !== qkRopeHeadDim) {
-    throw new ShapeError(
-      `ropeTable must have shape [at least ${positions}, ${qkRopeHeadDim}], got ${formatShape(table.shape)}`,
-    );
-  }
-  return table.pointer;
+/** Rows of the cos/sin table that a spec needs; undefined for one without rope. */
+export function mlaRopeRows({ qkRopeHeadDim, rope }: Pick<AbsorbedMlaSpec, "qkRopeHeadDim" | "rope">) {
+  return rope && { dim: qkRopeHeadDim };
 }

@@ -14,9 +14,10 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import { checkHeads, type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError } from "../../tensor/index.ts";
-import { type AttentionResult, allocateResult, freeResult, type ResultTensor, runRecorded } from "../results.ts";
+import { checkLse } from "../layerTensors.ts";
+import { type AttentionResult, freeResult, resultsOf, runRecorded } from "../results.ts";
 import { checkHeads as checkRowsOfHeads, checkTensor } from "../tensors.ts";
-import { AbsorbedMla, type AbsorbedMlaSpec, checkLse } from "./absorbed.ts";
+import { AbsorbedMla, type AbsorbedMlaSpec } from "./absorbed.ts";
 import type { MlaCacheTensors } from "./cache.ts";
 import { kvBProjRows, type MlaDims, validateMlaDims } from "./dims.ts";
 import { RebuiltMla, rowsFrom } from "./rebuilt.ts";
@@ -145,23 +146,21 @@ export class BatchMLAPagedAttention {
     checkHeads("qNope", args.qNope, numTokens, numHeads, qkNopeHeadDim);
     if (args.qPe) checkHeads("qPe", args.qPe, numTokens, numHeads, qkRopeHeadDim);
     if (args.out) checkRowsOfHeads("out", args.out, numRows, numHeads, vHeadDim);
-    if (args.lse) checkLse(spec, args.lse, numRows);
+    if (args.lse) checkLse(args.lse, { ...spec, numQHeads: numHeads }, numRows);
     if (args.z) {
       if (spec.form !== "absorbed")
         throw new ArgumentError(`z needs a spec of form absorbed, got ${spec.form ?? "auto"}`);
       checkRowsOfHeads("z", args.z, numRows, numHeads, kvLoraRank);
     }
-    const out: ResultTensor = args.out ?? allocateResult(this.device, "mla out", [numRows, numHeads, vHeadDim]);
-    const lse: ResultTensor | undefined = spec.returnLse
-      ? (args.lse ?? allocateResult(this.device, "mla lse", [numRows, numHeads]))
-      : undefined;
+    const lseShape = spec.returnLse ? [numRows, numHeads] : undefined;
+    const result = resultsOf(this.device, "mla", args, [numRows, numHeads, vHeadDim], lseShape);
     try {
-      for (const segment of this.segments) this.#recordSegment(recorder, args, segment, out, lse);
+      for (const segment of this.segments) this.#recordSegment(recorder, args, segment, result);
     } catch (error) {
-      freeResult(this.device, { out, lse });
+      freeResult(this.device, result);
       throw error;
     }
-    return { out, lse };
+    return result;
   }
 
   /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */
@@ -182,13 +181,7 @@ export class BatchMLAPagedAttention {
     return queryIndptr[sequence + 1] - queryIndptr[sequence] < threshold ? "absorbed" : "rebuilt";
   }
 
-  #recordSegment(
-    recorder: Recorder,
-    args: BatchMlaArgs,
-    segment: MlaSegment,
-    out: RowsTensor,
-    lse: DeviceTensor | undefined,
-  ): void {
+  #recordSegment(recorder: Recorder, args: BatchMlaArgs, segment: MlaSegment, { out, lse }: AttentionResult): void {
     const { cache, kvBProj, sinks, ropeTable, ckvScale, kpeScale } = args;
     const shared = { cache, sinks, ropeTable, ckvScale, kpeScale };
     const { firstRow, index } = segment;

@@ -19,7 +19,8 @@ import { type MergeStatesSpec, recordApplySinks, recordMergeStateInPlace } from 
 import type { Recorder } from "../../ops/recorder.ts";
 import { ropeKernel } from "../../ops/rope/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
-import { type AbsorbedMlaSpec, checkRopeTable, checkScale, checkSinks } from "./absorbed.ts";
+import { headVector, ropeTablePointer } from "../layerTensors.ts";
+import { type AbsorbedMlaSpec, checkScale, mlaRopeRows } from "./absorbed.ts";
 import { type LatentRows, locateMlaCache, type MlaCacheTensors } from "./cache.ts";
 import { type MlaDims, validateMlaDims } from "./dims.ts";
 import { cutIntoParts, type RebuiltPart, type RebuiltParts } from "./rebuiltParts.ts";
@@ -121,8 +122,8 @@ export class RebuiltMla {
     const cache = locateMlaCache(spec, args.cache, batch.numPages);
     const ckvScale = checkScale("ckvScale", args.ckvScale);
     const kpeScale = checkScale("kpeScale", args.kpeScale);
-    const ropeTable = checkRopeTable(spec, args.ropeTable, batch);
-    checkSinks(spec, args.sinks);
+    const ropeTable = ropeTablePointer(args.ropeTable, mlaRopeRows(spec), batch);
+    headVector("sinks", args.sinks, { ...spec, numQHeads: numHeads });
     const q = this.#assemble(recorder, args, { ckvScale, kpeScale, ropeTable });
     const qRow = numHeads * (spec.qkNopeHeadDim + spec.qkRopeHeadDim);
     const merge: MergeStatesSpec = { numHeads, headDim: vHeadDim, lseBase };

@@ -9,7 +9,7 @@ import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
 import type { PlanOptions } from "../batchAttention.ts";
 import { checkLse, headVector, ropeTablePointer } from "../layerTensors.ts";
-import { type AttentionResult, freeResult, type ResultTensor, resultOf, runRecorded } from "../results.ts";
+import { type AttentionResult, freeResult, resultsOf, runRecorded } from "../results.ts";
 import { checkHeads, checkTensor } from "../tensors.ts";
 import { type LatentCache, locateLatents } from "./cache.ts";
 import type { PaluLayer } from "./layer.ts";
@@ -95,17 +95,16 @@ export class BatchPaluAttention {
     };
     const outRowStride = args.out ? checkLatentRows("out", args.out, numRows, layout.outRow) : layout.outRow;
     if (args.lse) checkLse(args.lse, spec, numRows);
-    const out = resultOf(this.device, args.out, "latent attention out", [numRows, layout.outRow]);
-    let lse: ResultTensor | undefined;
+    const lseShape = spec.returnLse ? [numRows, numQHeads] : undefined;
+    const result = resultsOf(this.device, "latent attention", args, [numRows, layout.outRow], lseShape);
+    const pointers = { q: args.q.pointer, out: result.out.pointer, outRowStride, lse: result.lse?.pointer };
     try {
-      if (spec.returnLse) lse = resultOf(this.device, args.lse, "latent attention lse", [numRows, numQHeads]);
-      const pointers = { q: args.q.pointer, out: out.pointer, outRowStride, lse: lse?.pointer };
       recordAttention(recorder, this.#planned, { ...shared, ...pointers });
     } catch (error) {
-      freeResult(this.device, { out, lse });
+      freeResult(this.device, result);
       throw error;
     }
-    return { out, lse };
+    return result;
   }
 
   /** Runs one layer. As `record`; rejects with DeviceError if the device fails. */

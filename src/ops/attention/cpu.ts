@@ -3,13 +3,14 @@
  * parts are in tile.ts, blockSources.ts, registerTiles.ts and onlineSoftmax.ts; who calls them, with which buffers, is in record.ts.
  */
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
-import { blockBytes, blockSource, sourceParams, valuePitch } from "./blockSources.ts";
+import { blockBytes, blockSource, valuePitch } from "./blockSources.ts";
 import { type AttentionSpec, defaultSplitSize, valueDim } from "./contract.ts";
 import { type Extent, f32Bytes, roundUp, zeroRow } from "./dims.ts";
 import { directBytes, directTiles } from "./directTiles.ts";
 import { endChunk, foldChunk, initRowState, type KeyMask, rowState, softmaxRow } from "./onlineSoftmax.ts";
 import { headTiles, itemWords, keyBlock, mergeWords, queryTile, tasksPerItem } from "./plan.ts";
 import { accumulateBlock, rowPitch, scoreBlock } from "./registerTiles.ts";
+import { sourceParams } from "./sourceParams.ts";
 import {
   copyQueries,
   finishTile,
@@ -20,6 +21,7 @@ import {
   scoreUnit,
   sequenceReader,
 } from "./tile.ts";
+import { blockVisibility, maskBits } from "./visibility.ts";
 
 type Address = Value<"i32">;
 type Int = Value<"i32">;
@@ -77,10 +79,18 @@ export const attentionKernel = defineKernel({
       const place = headPlace(k, spec, p.latentTable, k.let(task.sub(itemIndex.mul(tasksPerItem(spec)))));
       const { kvHead, firstQHead, heads, valueChannels } = place;
       const rows = k.let(tokens.mul(heads));
-      const wordOf = sequenceReader(k, p.sequences, sequence);
-      const blockTable = k.let(p.blockTables.add(wordOf(0).shl(2)));
-      const positionOffset = wordOf(3);
-      const source = sourceOf(kvHead, { blockTable, positionOffset, recentStart: wordOf(5), window: wordOf(6) });
+      const ofSequence = sequenceReader(k, p.sequences, sequence);
+      const blockTable = k.let(p.blockTables.add(ofSequence("pageIds").shl(2)));
+      const positionOffset = ofSequence("positionOffset");
+      const [recentStart, window] = [ofSequence("recentStart"), ofSequence("window")];
+      const source = sourceOf(kvHead, { blockTable, positionOffset, recentStart, window });
+      const maskRows = spec.customMask
+        ? {
+            masks: k.let(p.masks.add(ofSequence("maskByte"))),
+            kvLen: ofSequence("kvLen"),
+            firstRow: ofSequence("firstRow"),
+          }
+        : undefined;
 
       const ownPosition = k.let(positionOffset.add(position));
       const from = {
@@ -117,13 +127,7 @@ export const attentionKernel = defineKernel({
         });
 
         k.for(0, tokens, 1, (token) => {
-          const bits = spec.customMask
-            ? maskBits(
-                k,
-                { masks: k.let(p.masks.add(wordOf(4))), kvLen: wordOf(1), row: k.let(row.add(token).sub(wordOf(2))) },
-                blockStart,
-              )
-            : undefined;
+          const bits = maskRows && maskBits(k, maskRows, k.let(row.add(token)), blockStart);
           const mask: KeyMask = { ...visible.maskOf(token), bits };
           const ownKey = k.let(position.add(token).sub(blockStart));
           const first = k.let(token.mul(heads));
@@ -206,59 +210,6 @@ export const attentionMergeKernel = defineKernel({
     });
   },
 });
-
-/** What the tokens of a tile see of one block, but for a custom mask: the first key that is worth loading, and the mask of each token. */
-function blockVisibility(
-  k: KernelBuilder,
-  { causal, slidingWindow, customMask, maskValue }: AttentionSpec,
-  {
-    blockStart,
-    left,
-    end,
-    position,
-    tokens,
-  }: { readonly blockStart: Int; readonly left: Int; readonly end: Int; readonly position: Int; readonly tokens: Int },
-): { readonly begin: Int; maskOf(token: Int): KeyMask } {
-  // The first row of the tile sees the earliest keys.
-  const first = slidingWindow === undefined ? k.i32(0) : k.let(position.add(1 - slidingWindow).sub(blockStart));
-  const skips = slidingWindow !== undefined && maskValue === undefined;
-  const begin = skips ? k.let(k.select(first.gt(0), first, 0)) : k.i32(0);
-  let isMasked: Int = left.lt(keyBlock);
-  if (causal) isMasked = isMasked.or(blockStart.add(keyBlock - 1).gt(position));
-  if (slidingWindow !== undefined) isMasked = isMasked.or(first.add(tokens).gt(1));
-  const needed = customMask ? k.i32(1) : k.let(isMasked);
-  // Finite as a score too, so that a row of which every key is hidden is their average.
-  const amount = maskValue === undefined ? 0 : Math.max(maskValue * Math.LOG2E, -3e38);
-  return {
-    begin,
-    maskOf(token) {
-      const seen = k.let(position.add(token).add(1).sub(blockStart));
-      return {
-        needed,
-        begin: slidingWindow === undefined ? k.i32(0) : k.let(seen.sub(slidingWindow)),
-        end: causal ? k.let(k.select(seen.lt(end), seen, end)) : end,
-        ...(maskValue === undefined ? {} : { bias: { amount, numKeys: end } }),
-      };
-    },
-  };
-}
-
-/** The mask of 32 keys from `blockStart` on: bit row * kvLen + key of the sequence's mask, which may begin anywhere in a byte. */
-function maskBits(
-  k: KernelBuilder,
-  { masks, kvLen, row }: { readonly masks: Address; readonly kvLen: Int; readonly row: Int },
-  blockStart: Int,
-): Int {
-  // Byte and bit apart: a sequence may have more than 2^31 bits.
-  const rowByte = row.shrU(3).mul(kvLen);
-  const bit = k.let(row.and(7).mul(kvLen).add(blockStart));
-  const address = k.let(masks.add(rowByte).add(bit.shrU(3)));
-  const shift = k.let(bit.and(7));
-  const low = k.load("i32", address).shrU(shift);
-  // Shifted twice, as a shift by 32 would be one by 0.
-  const high = k.load("u8", address, 4).shl(k.i32(31).sub(shift)).shl(1);
-  return k.let(low.or(high));
-}
 
 function copyRow(k: KernelBuilder, from: Address, to: Address, channels: Extent): void {
   k.for(0, f32Bytes(k, roundUp(k, channels, k.lanes)), k.lanes * 4, (d) =>

@@ -46,3 +46,15 @@ export function storeExactly(
   if (typeof count === "number" && count % k.lanes === 0) return;
   k.for(f32Bytes(k, whole), f32Bytes(k, count), 4, (d) => k.store("f32", to.add(d), of.scalar(d)));
 }
+
+/** `clearTail` for rows `begin` up to `end` of several, `pitch` bytes apart. */
+export function clearRows(
+  k: KernelBuilder,
+  rows: Address,
+  pitch: number,
+  channels: number,
+  begin: Extent,
+  end: Value<"i32">,
+): void {
+  k.for(begin, end, 1, (j) => clearTail(k, k.let(rows.add(j.mul(pitch))), channels));
+}

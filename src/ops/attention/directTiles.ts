@@ -4,12 +4,12 @@
  * Sums run in the same order as over there, so that it does not show in the bits which of the two a row took.
  */
 import type { KernelBuilder, Value } from "../../kernels/index.ts";
-import type { SourceParams } from "./blockSources.ts";
 import { type AttentionSpec, valueDim } from "./contract.ts";
 import { type DirectDecoder, directDecoder, type Lanes, type SpecialFinder } from "./directDecoders.ts";
 import { type BlockRange, contiguousTokens } from "./keyLoader.ts";
 import { headTiles, keyBlock } from "./plan.ts";
 import { rowPitch } from "./registerTiles.ts";
+import type { SourceParams } from "./sourceParams.ts";
 
 type Address = Value<"i32">;
 type Int = Value<"i32">;

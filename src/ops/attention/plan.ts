@@ -21,10 +21,23 @@ export const itemWords = 8;
 /** Words of a merge item: first query row, tokens, first partial row, chunks. */
 export const mergeWords = 4;
 
-/**
- * Words of a sequence: place of its page ids, keys, first query row, absolute position of key 0, byte of its mask, and of its recent tokens
- * the first position and the window.
- */
+/** What a sequence's words say, by their places: see AttentionBatch. */
+export const sequenceWord = {
+  /** Place of its first page id. */
+  pageIds: 0,
+  kvLen: 1,
+  /** First query row. */
+  firstRow: 2,
+  /** Absolute position of key 0. */
+  positionOffset: 3,
+  /** First byte of its mask. */
+  maskByte: 4,
+  /** Of its recent tokens the first position, and the window. */
+  recentStart: 5,
+  window: 6,
+} as const;
+
+/** Words of a sequence; the last is unused. */
 export const sequenceWords = 8;
 
 type Heads = Pick<AttentionSpec, "numQHeads" | "numKvHeads">;
@@ -133,13 +146,13 @@ export class AttentionPlan {
     while (this.#sequences.length < batch.numSeqs * sequenceWords) this.#sequences = doubled(this.#sequences);
     for (let s = 0; s < batch.numSeqs; s++) {
       const at = s * sequenceWords;
-      this.#sequences[at] = tableOffset(batch, s);
-      this.#sequences[at + 1] = batch.kvLens[s];
-      this.#sequences[at + 2] = batch.queryIndptr[s];
-      this.#sequences[at + 3] = batch.positionOffsets?.[s] ?? 0;
-      this.#sequences[at + 4] = batch.customMask?.indptr[s] ?? 0;
-      this.#sequences[at + 5] = batch.recent?.starts[s] ?? batch.kvLens[s];
-      this.#sequences[at + 6] = batch.recent?.windows[s] ?? 0;
+      this.#sequences[at + sequenceWord.pageIds] = tableOffset(batch, s);
+      this.#sequences[at + sequenceWord.kvLen] = batch.kvLens[s];
+      this.#sequences[at + sequenceWord.firstRow] = batch.queryIndptr[s];
+      this.#sequences[at + sequenceWord.positionOffset] = batch.positionOffsets?.[s] ?? 0;
+      this.#sequences[at + sequenceWord.maskByte] = batch.customMask?.indptr[s] ?? 0;
+      this.#sequences[at + sequenceWord.recentStart] = batch.recent?.starts[s] ?? batch.kvLens[s];
+      this.#sequences[at + sequenceWord.window] = batch.recent?.windows[s] ?? 0;
     }
   }
 

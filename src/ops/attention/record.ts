@@ -6,10 +6,10 @@ import type { CpuDevice, DeviceBuffer, DeviceKernel } from "../../devices/index.
 import { ArgumentError } from "../../tensor/index.ts";
 import type { Recorder } from "../recorder.ts";
 import type { AttentionBatch } from "./batch.ts";
-import type { SourceParams } from "./blockSources.ts";
 import { type AttentionSpec, valueDim } from "./contract.ts";
 import { attentionKernel, attentionMergeKernel } from "./cpu.ts";
 import { AttentionPlan, tasksPerItem } from "./plan.ts";
+import type { SourceParams } from "./sourceParams.ts";
 import { nhdStrides, type PageStorage, type PageStrides, rowElements, rowScales, storageBytes } from "./storage.ts";
 import { type OutputParams, partialRowBytes, partialStateBytes } from "./tile.ts";
 

@@ -8,7 +8,7 @@ import { type AttentionSpec, valueDim } from "./contract.ts";
 import { clearTail, type Extent, f32Bytes, roundUp } from "./dims.ts";
 import { latentTableWords } from "./latent.ts";
 import { finishRow } from "./onlineSoftmax.ts";
-import { headTiles, sequenceWords } from "./plan.ts";
+import { headTiles, sequenceWord, sequenceWords } from "./plan.ts";
 import { rowPitch } from "./registerTiles.ts";
 
 type Address = Value<"i32">;
@@ -152,8 +152,12 @@ export function finishTile(
   });
 }
 
-/** Reads the words of a sequence: see `sequenceWords` of the plan. */
-export function sequenceReader(k: KernelBuilder, sequences: Address, sequence: Int): (index: number) => Int {
+/** Reads what the plan says of a sequence. */
+export function sequenceReader(
+  k: KernelBuilder,
+  sequences: Address,
+  sequence: Int,
+): (word: keyof typeof sequenceWord) => Int {
   const at = k.let(sequences.add(sequence.mul(sequenceWords * 4)));
-  return (index) => k.let(k.load("i32", at, index * 4));
+  return (word) => k.let(k.load("i32", at, sequenceWord[word] * 4));
 }

@@ -14,7 +14,7 @@ import { matmul } from "./matmul.ts";
 import { model } from "./model.ts";
 import { profile } from "./profile.ts";
 import { renderMarkdown, renderText } from "./render.ts";
-import { runReport } from "./report.ts";
+import { runReport, runSections } from "./report.ts";
 import type { Bench, BenchResult } from "./result.ts";
 import { smallOps } from "./smallOps.ts";
 
@@ -35,10 +35,15 @@ async function main(): Promise<number> {
   }
   const options = { threads, ...(words.length === 0 ? {} : parts ? { parts: words } : { model: words[0] }) };
   if (name === "report") {
-    await runReport(
-      benches.map((bench) => bench.name),
-      options,
-    );
+    const names = benches.map((bench) => bench.name);
+    const missing = words.filter((word) => !names.includes(word));
+    // One word that is no benchmark is a model, for all of them.
+    if (missing.length > 0 && words.length > 1) {
+      console.error(`there is no benchmark "${missing[0]}"\n\n${listNames()}`);
+      return 2;
+    }
+    if (words.length > missing.length) await runSections(words, { threads });
+    else await runReport(names, options);
     return 0;
   }
   const chosen = name === "all" ? benches : benches.filter((bench) => bench.name === name);
@@ -63,7 +68,7 @@ function listNames(): string {
   const lines = [
     ...benches.map(({ name, summary, parts }) => [name, parts ? `${summary} (${parts.join(", ")})` : summary]),
     ["all", "all of these, one after another"],
-    ["report", "runs each in a process of its own and writes docs/benchmarks.md"],
+    ["report", "runs each, or those named, in a process of its own and writes docs/benchmarks.md"],
   ].map(([name, summary]) => `  ${name.padEnd(11)}${summary}`);
   return `npm run bench -- NAME [MODEL | PART...] [--json | --markdown] [--threads 1,2]\n\n${lines.join("\n")}`;
 }

@@ -1,7 +1,10 @@
-/** docs/benchmarks.md, written anew from end to end: each benchmark runs in a process of its own and prints JSON, this prints the page. */
+/**
+ * docs/benchmarks.md, written anew from end to end or a few sections of it: each benchmark runs in a process of its own and prints JSON, this
+ * prints the page.
+ */
 
 import { execFile } from "node:child_process";
-import { writeFile } from "node:fs/promises";
+import { readFile, writeFile } from "node:fs/promises";
 import { loadavg } from "node:os";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
@@ -43,6 +46,28 @@ export async function runReport(names: readonly string[], options: BenchOptions)
   console.error(`wrote ${PAGE}`);
 }
 
+/** Runs the benchmarks named and writes their sections of the page anew, each with its date. Rejects, and leaves the page, when one fails. */
+export async function runSections(names: readonly string[], options: BenchOptions): Promise<void> {
+  let page = await readFile(PAGE, "utf8");
+  for (const name of names) {
+    const [load] = loadavg();
+    const result = await runAlone(name, options);
+    const date = new Date().toISOString().slice(0, 10);
+    const measured = `This section was measured on ${date}, after the others, with a load average of ${load.toFixed(1)} in the minute before, on ${describeMachine()}.`;
+    page = replaceSection(page, name, sectionOf(name, { ...result, about: `${measured}\n\n${result.about}` }));
+  }
+  await writeFile(PAGE, page);
+  console.error(`wrote ${PAGE}`);
+}
+
+/** The page with another section of that name; throws Error if it has none. */
+export function replaceSection(page: string, name: string, section: string): string {
+  const begin = page.indexOf(`\n${headingOf(name)}\n`) + 1;
+  if (begin === 0) throw new Error(`the page has no section "${headingOf(name)}": write it from end to end first`);
+  const next = page.indexOf("\n## ", begin);
+  return `${page.slice(0, begin)}${section}\n${next < 0 ? "" : page.slice(next)}`;
+}
+
 async function runAlone(name: string, { threads, model }: BenchOptions): Promise<BenchResult> {
   const args = [MAIN, name, ...(model === undefined ? [] : [model]), "--json", "--threads", threads.join(",")];
   const { stdout } = await promisify(execFile)(process.execPath, args, { maxBuffer: MAX_OUTPUT_BYTES });
@@ -50,6 +75,7 @@ async function runAlone(name: string, { threads, model }: BenchOptions): Promise
 }
 
 function sectionOf(name: string, result: BenchResult): string {
-  const heading = `## ${name[0].toUpperCase()}${name.slice(1)}`;
-  return `${heading}\n\n\`\`\`sh\nnpm run bench -- ${name}\n\`\`\`\n\n${renderMarkdown(result)}`;
+  return `${headingOf(name)}\n\n\`\`\`sh\nnpm run bench -- ${name}\n\`\`\`\n\n${renderMarkdown(result)}`;
 }
+
+const headingOf = (name: string): string => `## ${name[0].toUpperCase()}${name.slice(1)}`;

@@ -48,21 +48,18 @@ export const palu: Part = {
       const base = await takeTurns(limits, [dense]);
       rows.push([kvLen, "dense", "", denseBytes, 1, 1, ...rateCells(base.times[0], dense.cost, base.limits)]);
       for (const { name, ranks } of [...grouped, ...(kvLen === perHeadContext ? perHead : [])]) {
-        for (const keys of ["rebuilt", "absorbed"] as const) {
-          const latents = new PaluLayers(limits.device, { ranks, keys, storage: "f16", kvLen });
-          const { times, limits: reached } = await takeTurns(limits, [dense, latents]);
-          const gain = times[0].median / times[1].median;
+        const forms = (["rebuilt", "absorbed"] as const).map((keys) => {
+          return { keys, layers: new PaluLayers(limits.device, { ranks, keys, storage: "f16", kvLen }) };
+        });
+        const contenders = [dense, ...forms.map(({ layers }) => layers)];
+        const { times, limits: reached } = await takeTurns(limits, contenders);
+        for (const [i, { keys, layers }] of forms.entries()) {
+          const gain = times[0].median / times[i + 1].median;
           if (gain < 1) slower.push(`${kvLen} keys, ${name}, ${keys}`);
-          rows.push([
-            kvLen,
-            name,
-            keys,
-            latents.tokenBytes,
-            latents.tokenBytes / denseBytes,
-            gain,
-            ...rateCells(times[1], latents.cost, reached),
-          ]);
-          latents.release();
+          const { tokenBytes: bytes, cost } = layers;
+          const rates = rateCells(times[i + 1], cost, reached);
+          rows.push([kvLen, name, keys, bytes, bytes / denseBytes, gain, ...rates]);
+          layers.release();
         }
       }
       dense.release();

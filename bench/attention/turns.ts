@@ -32,7 +32,7 @@ export interface Turns {
 
 const LEAST_TURNS = 5;
 const MOST_TURNS = 15;
-const WARM_RUNS = 2;
+const WARM_RUNS = 1;
 const WARM_MS = 120;
 const TURNS_MS = 200;
 /** A round of multiply-adds takes a fraction of a millisecond. */

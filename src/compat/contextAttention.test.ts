@@ -73,7 +73,7 @@ function argsOn(test: TestDevice, { given, k, v, kContext, vContext }: Split): C
     keyCache: cache(kContext, maxRankK),
     valueCache: cache(vContext, maxRankV),
     paluKUpProj: test.f32([numKvHeads, maxRankK, headDim], given.upK),
-    kvCacheDtype: storage === "f8e4m3" ? "fp8_e4m3" : "auto",
+    kvCacheDtype: storage === "f8e4m3" ? "fp8_e4m3" : storage === "f8e5m2" ? "fp8_e5m2" : "auto",
     bLoc: { values: batch.blockTables, shape: [numSeqs, batch.maxPages] },
     bStartLoc: queryIndptr,
     bSeqLen: Int32Array.from(kvLens),
@@ -111,16 +111,18 @@ describe.each(Object.entries(testDevices))("context attention over latents on %s
     { slidingWindow: 16, alibi: true },
     { numQHeads: 2 },
     { numQHeads: 64, numKvHeads: 1 },
+    { numQHeads: 64, numKvHeads: 8, headDim: 128, maxRankK: 32, maxRankV: 16 },
+    { numQHeads: 64, numKvHeads: 64, headDim: 24, maxRankK: 6, maxRankV: 3 },
     { headDim: 24, maxRankK: 6, maxRankV: 3 },
     { headDim: 96, maxRankK: 24, maxRankV: 30, pageSize: 8 },
     { headDim: 128, maxRankK: 32, maxRankV: 16, pageSize: 32 },
   ])("equals attention over context and new tokens for %o", (changes) => expectEqualsReference(prefillCase(changes)));
 
-  it.each([128, 256, 512])("sees the last %i keys across the end of a longer context", (slidingWindow) =>
+  it.each([128, 256, 512, 2048])("sees the last %i keys across the end of a longer context", (slidingWindow) =>
     expectEqualsReference(
       prefillCase({ slidingWindow, numQHeads: 2 }, [
         { queryLen: 40, kvLen: 400 },
-        { queryLen: 1, kvLen: 300 },
+        { queryLen: 1, kvLen: slidingWindow + 12 },
       ]),
     ),
   );
@@ -158,14 +160,14 @@ describe.each(Object.entries(testDevices))("context attention over latents on %s
     expect(largestError(test.readF32(args.o), want.out)).toBeLessThan(5e-6);
   });
 
-  it("scales an 8-bit context and not the new tokens", async () => {
+  it.each(["f8e4m3", "f8e5m2"] as const)("scales a context of %s and not the new tokens", async (storage) => {
     const [kScale, vScale] = [0.25, 1.5];
-    const given = prefillCase({ storage: "f8e4m3" });
+    const given = prefillCase({ storage });
     const parts = split(given);
     const args = argsOn(test, parts);
     await contextAttentionFwd(test.device, { ...args, kScale, vScale });
     const mixed = (context: Float32Array, all: Float32Array, ranks: readonly number[], scale: number): Float32Array =>
-      stored("f8e4m3", ranks, context).map((value, i) => (Number.isNaN(context[i]) ? all[i] : value * scale));
+      stored(storage, ranks, context).map((value, i) => (Number.isNaN(context[i]) ? all[i] : value * scale));
     const want = paluOnReference({
       ...given,
       spec: { ...given.spec, storage: "f32" },
@@ -208,6 +210,12 @@ describe.each(Object.entries(testDevices))("context attention over latents on %s
     );
     await expect(run({ slidingWindow: -1 })).rejects.toThrow("slidingWindow = -1 must be a whole number, 0 for none");
     await expect(run({ bSeqLen: Int32Array.of(45, 9, 33) })).rejects.toThrow("bCtxLen.length = 4 must be 3");
+    const { values, shape } = args.bLoc;
+    const fewer = { values: values.subarray(shape[1]), shape: [3, shape[1]] as const };
+    await expect(run({ bLoc: fewer })).rejects.toThrow("bLoc.shape[0] = 3 must be the 4 sequences of bSeqLen");
+    const rows = (tensor: ContextAttentionArgs["q"]) => ({ ...tensor, shape: [38, ...tensor.shape.slice(1)] });
+    const short = { q: rows(args.q), k: rows(args.k), v: rows(args.v), o: rows(args.o) };
+    await expect(run(short)).rejects.toThrow("q must have at least the 39 new tokens of all sequences, got 38");
     await expect(run({ q: { ...args.q, shape: [38, 8, 64] } })).rejects.toThrow(
       "k.shape = [39, 2, 12] must be [38, 2, 12]",
     );

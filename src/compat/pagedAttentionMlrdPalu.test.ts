@@ -260,6 +260,24 @@ describe.each(Object.entries(testDevices))("Palu decoding by vLLM's names on %s"
       "blockTables.shape[0] = 3 must be the 2 sequences of query",
     );
     await expect(run({ kvCacheDtype: "fp8" })).rejects.toThrow("keyCache.type = f32 must be f8e4m3");
+    await expect(run({ kvCacheDtype: "fp4" as "fp8" })).rejects.toThrow(
+      "kvCacheDtype = fp4 must be auto, fp8, fp8_e4m3, fp8_e5m2",
+    );
+    const codes = {
+      keyCache: { ...args.keyCache, type: "f8e4m3" },
+      valueCache: { ...args.valueCache, type: "f8e4m3" },
+    } as const;
+    await expect(run(codes)).rejects.toThrow("kvCacheDtype = auto must be fp8_e4m3 or fp8_e5m2 for a keyCache of type");
+    await expect(run({ valueCache: codes.valueCache })).rejects.toThrow(
+      "valueCache.type = f8e4m3 must be that of keyCache, f32",
+    );
+    const { query } = args;
+    await expect(run({ query: shaped(query, 2, 3, 64), out: shaped(args.out, 2, 3, 12) })).rejects.toThrow(
+      "numQHeads = 3 must be divisible by the numKvHeads = 2 of keyCache",
+    );
+    await expect(run({ blocksparse: { localBlocks: -1, vertStride: 2 } })).rejects.toThrow(
+      "blocksparse.localBlocks = -1 must be a whole number",
+    );
     await expect(run({ kScale: 0 })).rejects.toThrow("kScale = 0 must be a positive number");
     await expect(run({ tpRank: -1 })).rejects.toThrow("tpRank = -1 must be a whole number");
     await expect(run({ blocksparse: { vertStride: 2, blockSize: 48 } })).rejects.toThrow(

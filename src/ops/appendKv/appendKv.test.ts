@@ -211,6 +211,22 @@ describe.each(Object.entries(testDevices))("appendKv on %s", (_name, create) => 
     await expect(record({ vPages: { ...pages, numSlots: 4 } })).rejects.toThrow(
       "vPages.numSlots must be that of kPages, 3, got 4",
     );
+    await expect(record({ kPages: { ...pages, pageSize: 2 } })).rejects.toThrow(
+      "kPages.numSlots must be a multiple of pageSize = 2, got 3",
+    );
+    await expect(record({ kPages: { ...pages, pointer: x.pointer + 2 } })).rejects.toThrow(
+      `kPages.pointer must be a multiple of 4, got ${x.pointer + 2}`,
+    );
+    const scales = { pointer: x.pointer };
+    await expect(record({ kPages: { ...pages, scales } })).rejects.toThrow(
+      "kPages.scales must be absent: f32 has none",
+    );
+    const codes = { ...pages, type: "i8" as const };
+    await expect(record({ kPages: codes, vPages: codes }, { storage: "i8" })).rejects.toThrow(
+      "kPages.scales must be given: i8 has 1 for each row",
+    );
+    await expect(record({ kScale: 0 })).rejects.toThrow("kScale must be a positive number, got 0");
+    await expect(record({ vScale: Number.NaN })).rejects.toThrow("vScale must be a positive number, got NaN");
   });
 });
 

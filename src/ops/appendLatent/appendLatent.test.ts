@@ -213,6 +213,9 @@ describe.each(Object.entries(testDevices))("appendLatent on %s", (_name, create)
         recordFlushWindow(recorder, { storage: "f32" }, { ...args, recent, flushes: slotMapping }),
       ),
     ).rejects.toThrow("flushes must have shape [at least 2, 3], got [2]");
+    await expect(
+      test.run((recorder) => recordFlushWindow(recorder, { storage: "f32" }, { ...args, recent, flushes: x })),
+    ).rejects.toThrow("flushes must be of type i32, got f32");
   });
 });
 

@@ -119,6 +119,14 @@ describe.each(Object.entries(testDevices))("on %s", (_name, create) => {
         'source must be f32 or that of the cache, "f32", got f16',
       );
       await expect(record({ numSlices: 2 })).rejects.toThrow("slices must have shape [3, at least 2], got [3, 1]");
+      await expect(record({ numSlices: -1 })).rejects.toThrow("numSlices must be a whole number of at least 0, got -1");
+      await expect(record({ slices: { ...good.slices, type: "f32" } })).rejects.toThrow(
+        "slices must be of type i32, got f32",
+      );
+      const { pointer } = good.newKv;
+      await expect(record({ newKv: { ...good.newKv, pointer: pointer + 1 } })).rejects.toThrow(
+        `newKv.pointer must be a multiple of 4, got ${pointer + 1}`,
+      );
       await expect(record({ slicesOnHost: [0, 0] })).rejects.toThrow("slicesOnHost must have the 3 entries of slices");
       await expect(record({ slicesOnHost: [2, 0, 3] })).rejects.toThrow("must lie in one page of 4 slots");
     });

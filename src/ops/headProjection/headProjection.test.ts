@@ -151,6 +151,10 @@ describe.each(Object.entries(testDevices))("headProjection on %s", (_name, creat
     await expect(record({}, { out: { ...out, headStride: 0 } })).rejects.toThrow(
       "out.headStride must be at least 8 because its heads are written, got 0",
     );
+    await expect(record({}, { x: { ...x, type: "f16" } })).rejects.toThrow("x must be of type f32, got f16");
+    await expect(record({}, { out: { ...out, pointer: out.pointer + 2 } })).rejects.toThrow(
+      `out.pointer must be a multiple of 4, got ${out.pointer + 2}`,
+    );
     await expect(record({}, { numTokens: 3 })).rejects.toThrow("x must have shape [at least 3, 3, 4]");
   });
 });

@@ -24,6 +24,22 @@ export function codeBlocks(markdown: string): CodeBlock[] {
   return blocks;
 }
 
+/** The first line of a block that all later ones of its page and language go on from. */
+const BEGINNING = "// Every block below begins with these lines.";
+
+/** What is run of a page: each block as it stands, behind the page's beginning if it has one. A beginning is not run alone. */
+export function programs(blocks: readonly CodeBlock[]): CodeBlock[] {
+  const beginnings = new Map<string, CodeBlock>();
+  return blocks.flatMap((block) => {
+    if (block.text.startsWith(`${BEGINNING}\n`)) {
+      beginnings.set(block.language, block);
+      return [];
+    }
+    const beginning = beginnings.get(block.language);
+    return [beginning === undefined ? block : { ...block, text: `${beginning.text}\n${block.text}` }];
+  });
+}
+
 /** `text` with the package's names replaced by its sources under `root` (a file URL ending in a slash). */
 export function againstSources(text: string, root: string): string {
   return text.replace(/(from\s+|import\()"kvasir(?:\/(\w+))?"/g, (_, before: string, entry: string | undefined) => {

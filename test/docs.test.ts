@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { fileURLToPath, pathToFileURL } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, describe, expect, it } from "vitest";
-import { againstSources, codeBlocks, shellCommands } from "./codeBlocks.ts";
+import { againstSources, codeBlocks, programs, shellCommands } from "./codeBlocks.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const folder = mkdtempSync(join(tmpdir(), "kvasir-docs-"));
@@ -41,7 +41,7 @@ describe.each(pages)("%s", (page) => {
     expect(blocks.filter(({ language }) => language === "").map(({ line }) => line)).toEqual([]);
   });
 
-  for (const { language, line, text } of blocks) {
+  for (const { language, line, text } of programs(blocks)) {
     if (language === "ts") {
       it(`runs the code of line ${line}`, { timeout: 60_000 }, async () => {
         const file = join(folder, `${page.replaceAll("/", "-")}-${line}.ts`);
@@ -74,6 +74,18 @@ describe("codeBlocks", () => {
       { language: "sh", line: 7, text: "z" },
     ]);
     expect(() => codeBlocks("\n```ts\nx")).toThrow("the code block opened on line 2 is never closed");
+  });
+
+  it("puts a page's beginning before every later block of its language", () => {
+    const [first, beginning] = ["one();", "// Every block below begins with these lines.\nconst a = 1;"];
+    const page = ["ts", first, "ts", beginning, "sh", "npm ci", "ts", "two(a);"];
+    const markdown = page.map((text, i) => (i % 2 === 0 ? `\`\`\`${text}` : `${text}\n\`\`\``)).join("\n");
+    const texts = programs(codeBlocks(markdown)).map(({ line, text }) => [line, text]);
+    expect(texts).toEqual([
+      [1, first],
+      [8, "npm ci"],
+      [11, `${beginning}\ntwo(a);`],
+    ]);
   });
 
   it("points imports at the sources and leaves the rest", () => {

@@ -1,6 +1,6 @@
 /**
  * `kvasir/attention`: ragged paged attention and what goes with it, recorded on a CPU device over buffers that the caller owns. Only
- * re-exports; docs/attention.md has a whole program.
+ * re-exports; docs/attention.md has whole programs.
  */
 
 /** The device: buffers, lists of launches, threads. */

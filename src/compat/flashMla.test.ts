@@ -3,7 +3,8 @@ import { storedTensor } from "../../test/fixtures/attention/mlaCase.ts";
 import { bitsOf, normals, TestDevice, worstError } from "../../test/ops/testDevice.ts";
 import { decodeFp8Tokens, encodeFp8Tokens, mlaReference, sparseMlaReference } from "../attention/mla/index.ts";
 import { mergeState } from "../ops/mergeStates/index.ts";
-import { type FlashMlaOptions, type FlashMlaResult, flashMlaWithKvcache } from "./flashMla.ts";
+import { type FlashMlaResult, flashMlaWithKvcache } from "./flashMla.ts";
+import type { FlashMlaOptions } from "./flashMlaCall.ts";
 import { FlashMLASchedMeta, getMlaMetadata } from "./flashMlaMetadata.ts";
 
 const tolerance = { relative: 1e-5, absolute: 1e-5 };
@@ -257,7 +258,7 @@ describe("what flashMlaWithKvcache refuses", () => {
     [
       {},
       { indices: { values: new Int32Array(3), shape: [3, 1, 1] }, causal: true },
-      "causal must be false with indices",
+      "causal = true must be false with indices",
     ],
     [
       {},

@@ -15,8 +15,8 @@ import { RopeTable } from "../ops/rope/index.ts";
 import { numElements } from "../tensor/index.ts";
 import { alibiSlopes } from "./alibiSlopes.ts";
 import { BatchDecodeWithPagedKVCacheWrapper } from "./flashinferDecode.ts";
+import type { PosEncodingMode } from "./flashinferOptions.ts";
 import type { PagedKvCache } from "./flashinferPages.ts";
-import type { PosEncodingMode } from "./flashinferPlan.ts";
 import {
   type BatchPrefillPlanOptions,
   BatchPrefillWithPagedKVCacheWrapper,

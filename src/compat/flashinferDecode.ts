@@ -3,8 +3,9 @@ import type { AttentionResult, KvLayout } from "../attention/index.ts";
 import type { CpuDevice } from "../devices/index.ts";
 import { requireInteger } from "../ops/attention/index.ts";
 import type { RowsTensor } from "../ops/elementwise/index.ts";
+import type { FlashInferPlanOptions, FlashInferRunOptions } from "./flashinferOptions.ts";
 import { kvTensors, type PagedKvCache, pagedBatch } from "./flashinferPages.ts";
-import { FlashInferPlan, type FlashInferPlanOptions, type FlashInferRunOptions } from "./flashinferPlan.ts";
+import { FlashInferPlan } from "./flashinferPlan.ts";
 
 /** Options of a decode plan. */
 export interface BatchDecodePlanOptions extends FlashInferPlanOptions {

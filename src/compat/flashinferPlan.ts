@@ -1,20 +1,12 @@
 /**
- * What FlashInfer's wrappers share: from the arguments of a plan to batches of BatchAttention, and one of these for each variant that runs
- * ask for. FlashInfer decides some things at `run` (the LSE, sinks, a window) that are part of a kernel here: such a variant is compiled
- * and planned at its first run. The wrappers are in flashinferDecode.ts and flashinferPrefill.ts.
+ * One wrapper's plan: batches of BatchAttention, one of these for each variant that runs ask for, compiled and planned at its first run; and
+ * the tables that positions need. Options are in flashinferOptions.ts, variants in flashinferVariant.ts, the wrappers in flashinferDecode.ts
+ * and flashinferPrefill.ts.
  */
-import {
-  type AttentionResult,
-  BatchAttention,
-  type BatchAttentionSpec,
-  type KvLayout,
-  type KvTensors,
-  slidingWindowFrom,
-} from "../attention/index.ts";
+import { type AttentionResult, BatchAttention, type KvLayout, type KvTensors } from "../attention/index.ts";
 import { type CpuDevice, GrowingBuffer } from "../devices/index.ts";
 import {
   type AttentionBatch,
-  type ElementStorage,
   type PackedMask,
   validateAttentionBatch,
   validateAttentionSpec,
@@ -23,76 +15,14 @@ import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import { RopeTable } from "../ops/rope/index.ts";
 import { ArgumentError } from "../tensor/index.ts";
 import { alibiSlopes } from "./alibiSlopes.ts";
-import { requireGroups, requirePositive } from "./attendOnce.ts";
-import { windowedMask } from "./flashinferMasks.ts";
-
-/** How positions enter: not at all; rotating keys of an unrotated cache and queries, channel i with i + headDim / 2; as a bias (ALiBi). */
-export type PosEncodingMode = "NONE" | "ROPE_LLAMA" | "ALIBI";
-
-/** Options of every plan. */
-export interface FlashInferPlanOptions {
-  /** "NONE" by default. */
-  readonly posEncodingMode?: PosEncodingMode;
-  /** Keys that a query sees before its own position; -1, the default, is all of them. */
-  readonly windowLeft?: number;
-  /** logit = cap * tanh(logit / cap); 0, the default, is off. */
-  readonly logitsSoftCap?: number;
-  /** headDimQk^-0.5 by default. */
-  readonly smScale?: number;
-  /** Positions are divided by it before they rotate; 1 by default. */
-  readonly ropeScale?: number;
-  /** 10000 by default. */
-  readonly ropeTheta?: number;
-  /** Type of keys and values; "f32" by default. Queries and results are f32. */
-  readonly kvDataType?: ElementStorage;
-  /** False leaves page ids unread, for callers who know them to be right. */
-  readonly checkPages?: boolean;
-}
-
-/** Options of every run. */
-export interface FlashInferRunOptions {
-  /** Factors on the logits (the first two) and on the result. */
-  readonly qScale?: number;
-  readonly kScale?: number;
-  readonly vScale?: number;
-  /** Where to write; allocated if absent, and then the caller's to free (`ResultTensor.buffer`). */
-  readonly out?: RowsTensor;
-  /** Also return the LSE, to base 2, [rows, numQoHeads]; false by default. */
-  readonly returnLse?: boolean;
-  readonly lse?: DeviceTensor;
-  /** [numQoHeads] f32: a logit without key and value for each query head. The LSE leaves it out. */
-  readonly sinks?: DeviceTensor;
-}
-
-/** What a wrapper's plan comes to. */
-export interface PlannedHeads {
-  readonly numQoHeads: number;
-  readonly numKvHeads: number;
-  readonly headDimQk: number;
-  readonly headDimVo?: number;
-  /** Absent for contiguous rows. */
-  readonly pageSize?: number;
-  readonly causal: boolean;
-  /** Wins over `causal`. */
-  readonly customMask?: PackedMask;
-}
-
-/** The plan of the last call of `plan`. */
-interface CurrentPlan {
-  readonly heads: PlannedHeads;
-  readonly options: FlashInferPlanOptions;
-  readonly batch: AttentionBatch;
-  /** Masks with the keys before a window hidden, by window: each is made once, whatever the number of layers. */
-  readonly masks: Map<number | undefined, PackedMask>;
-}
-
-/** What a run may ask for that is part of a kernel. */
-interface RunVariant {
-  readonly returnLse?: boolean;
-  readonly hasSinks?: boolean;
-  /** In place of the plan's. */
-  readonly windowLeft?: number;
-}
+import { requirePositive } from "./attendOnce.ts";
+import {
+  checkPlanOptions,
+  type FlashInferPlanOptions,
+  type FlashInferRunOptions,
+  type PlannedHeads,
+} from "./flashinferOptions.ts";
+import { type CurrentPlan, type RunVariant, variantOf } from "./flashinferVariant.ts";
 
 /** A variant's attention, and for which plan and window it was planned last. */
 interface PlannedVariant {
@@ -120,15 +50,8 @@ export class FlashInferPlan {
 
   /** Keeps a plan for the runs to come. Throws ArgumentError for options that mean nothing. */
   plan(heads: PlannedHeads, batch: AttentionBatch, options: FlashInferPlanOptions): void {
-    const { posEncodingMode = "NONE", logitsSoftCap = 0, ropeScale = 1, ropeTheta = 1e4, smScale } = options;
-    requireGroups(heads.numQoHeads, heads.numKvHeads);
-    requirePositive({ ropeScale, ropeTheta, smScale });
-    if (!(logitsSoftCap >= 0))
-      throw new ArgumentError(`logitsSoftCap = ${logitsSoftCap} must be positive, or 0 for none`);
-    slidingWindowFrom({ windowLeft: options.windowLeft ?? -1 });
-    if (posEncodingMode !== "NONE" && posEncodingMode !== "ROPE_LLAMA" && posEncodingMode !== "ALIBI") {
-      throw new ArgumentError(`posEncodingMode = ${posEncodingMode} must be NONE, ROPE_LLAMA or ALIBI`);
-    }
+    checkPlanOptions(heads, options);
+    const { posEncodingMode, ropeScale = 1, ropeTheta = 1e4 } = options;
     this.#current = undefined;
     const current = { heads, options, batch, masks: new Map<number | undefined, PackedMask>() };
     const { spec, customMask } = variantOf(current, this.layout, {});
@@ -215,49 +138,6 @@ export class FlashInferPlan {
   #slopesTensor(): DeviceTensor {
     return { pointer: this.#slopes.pointer, type: "f32", shape: [this.#planned().heads.numQoHeads] };
   }
-}
-
-/** The kernel for what a run asks for, and the mask that goes with it. */
-function variantOf(
-  current: CurrentPlan,
-  layout: KvLayout,
-  { returnLse, hasSinks, windowLeft = current.options.windowLeft ?? -1 }: RunVariant,
-): { readonly spec: BatchAttentionSpec; readonly customMask?: PackedMask } {
-  const { heads, options } = current;
-  const { headDimQk, causal } = heads;
-  const { posEncodingMode = "NONE", logitsSoftCap = 0, smScale = headDimQk ** -0.5, kvDataType = "f32" } = options;
-  const slidingWindow = slidingWindowFrom({ windowLeft });
-  const needsMask = heads.customMask !== undefined || (!causal && slidingWindow !== undefined);
-  const spec: BatchAttentionSpec = {
-    layout,
-    headDim: headDimQk,
-    headDimV: heads.headDimVo,
-    numQHeads: heads.numQoHeads,
-    numKvHeads: heads.numKvHeads,
-    pageSize: heads.pageSize,
-    storage: kvDataType,
-    causal: causal && !needsMask,
-    slidingWindow: needsMask ? undefined : slidingWindow,
-    customMask: needsMask ? true : undefined,
-    softCap: logitsSoftCap === 0 ? undefined : logitsSoftCap,
-    smScale,
-    alibi: posEncodingMode === "ALIBI" ? true : undefined,
-    rope: posEncodingMode === "ROPE_LLAMA" ? { style: "halves", dim: headDimQk, queries: true } : undefined,
-    sinks: hasSinks ? true : undefined,
-    returnLse: returnLse ? true : undefined,
-    lseBase: returnLse ? "2" : undefined,
-  };
-  return { spec, customMask: needsMask ? maskOfWindow(current, slidingWindow) : undefined };
-}
-
-/** Made at the first run that asks for it, then kept for the other layers. */
-function maskOfWindow({ heads, batch, masks }: CurrentPlan, slidingWindow: number | undefined): PackedMask {
-  let mask = masks.get(slidingWindow);
-  if (!mask) {
-    mask = windowedMask(batch, heads.customMask, slidingWindow);
-    masks.set(slidingWindow, mask);
-  }
-  return mask;
 }
 
 function numPositions({ kvLens, numSeqs }: AttentionBatch): number {

@@ -8,8 +8,9 @@ import type { AttentionBatch } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import { ArgumentError } from "../tensor/index.ts";
 import { maskOf } from "./flashinferMasks.ts";
+import type { FlashInferPlanOptions, FlashInferRunOptions } from "./flashinferOptions.ts";
 import { kvTensors, type PagedKvCache, pagedBatch } from "./flashinferPages.ts";
-import { FlashInferPlan, type FlashInferPlanOptions, type FlashInferRunOptions } from "./flashinferPlan.ts";
+import { FlashInferPlan } from "./flashinferPlan.ts";
 import { requireInt32 } from "./int32Arrays.ts";
 
 /** Options of a prefill plan. A mask wins over `causal`; a window hides keys under either of them, and without them too. */

@@ -21,19 +21,20 @@ export {
   type BatchDecodeRunOptions,
   BatchDecodeWithPagedKVCacheWrapper,
 } from "./flashinferDecode.ts";
-export type { PagedKvCache } from "./flashinferPages.ts";
 export type {
   FlashInferPlanOptions,
   FlashInferRunOptions,
   PosEncodingMode,
-} from "./flashinferPlan.ts";
+} from "./flashinferOptions.ts";
+export type { PagedKvCache } from "./flashinferPages.ts";
 export {
   type BatchPrefillPlanOptions,
   BatchPrefillWithPagedKVCacheWrapper,
   BatchPrefillWithRaggedKVCacheWrapper,
 } from "./flashinferPrefill.ts";
 /** FlashMLA, dense and sparse. */
-export { type FlashMlaOptions, type FlashMlaResult, flashMlaWithKvcache, type SlotLists } from "./flashMla.ts";
+export { type FlashMlaResult, flashMlaWithKvcache } from "./flashMla.ts";
+export type { FlashMlaOptions, SlotLists } from "./flashMlaCall.ts";
 export { FlashMLASchedMeta, getMlaMetadata } from "./flashMlaMetadata.ts";
 export type { PageTable } from "./int32Arrays.ts";
 /** JAX and torch_xla: paged_attention with one query a sequence, and with several. */

@@ -14,6 +14,7 @@ import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import { checkHeads, type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError } from "../../tensor/index.ts";
+import type { PlanOptions } from "../batchAttention.ts";
 import { checkLse } from "../layerTensors.ts";
 import { type AttentionResult, freeResult, resultsOf, runRecorded } from "../results.ts";
 import { checkHeads as checkRowsOfHeads, checkTensor } from "../tensors.ts";
@@ -119,14 +120,19 @@ export class BatchMLAPagedAttention {
    * Plans a step; not while a run that uses the last plan is under way. Neighbouring sequences of one form are computed together: a batch
    * is cut least when those with few new tokens come first. Throws ArgumentError naming what does not fit.
    */
-  plan(batch: AttentionBatch): void {
+  plan(batch: AttentionBatch, options: PlanOptions = {}): void {
     const { numHeads, kvLoraRank, qkRopeHeadDim } = this.spec;
-    validateAttentionBatch({ pageSize: this.spec.pageSize }, batch);
+    validateAttentionBatch({ pageSize: this.spec.pageSize }, batch, options.checkPages);
     const segments = cutIntoSegments(batch, (s) => this.#formOf(batch, s));
     let absorbedRows = 0;
     for (const segment of segments) {
-      this.#of(segment).plan(batchOf(batch, segment));
-      if (segment.form === "absorbed") absorbedRows = Math.max(absorbedRows, segment.endRow - segment.firstRow);
+      const part = batchOf(batch, segment);
+      if (segment.form === "rebuilt") this.#rebuiltOf(segment.index).plan(part);
+      else {
+        // Pages have been checked for all segments at once, or must not be.
+        this.#absorbedOf(segment.index).plan(part, { ...options, checkPages: false });
+        absorbedRows = Math.max(absorbedRows, segment.endRow - segment.firstRow);
+      }
     }
     this.#workspace.reserve("queries", absorbedRows * numHeads * (kvLoraRank + qkRopeHeadDim));
     this.#workspace.reserve("latent results", absorbedRows * numHeads * kvLoraRank);

@@ -7,7 +7,7 @@ import { cutIntoParts, type RebuiltPart } from "./rebuiltParts.ts";
 const dims = { numHeads: 1, kvLoraRank: 1, qkRopeHeadDim: 0, qkNopeHeadDim: 1, vHeadDim: 1 };
 
 describe("parts of rebuilt prefill", () => {
-  it("cut a long context where the workspace is full", () => {
+  it("cut a long context at multiples of the workspace, and put what fits into one part", () => {
     const { batch } = makeMlaCase({
       ...dims,
       pageSize: 4,
@@ -20,13 +20,17 @@ describe("parts of rebuilt prefill", () => {
     });
     const { own, context } = cutIntoParts(batch, 4, 8);
     expect(own.map(({ numTokens, firstRow, batch: part }) => [numTokens, firstRow, part.numRows])).toEqual([[7, 0, 7]]);
-    // 1 token of the first and 7 of the second sequence; 4 of the second, none of the third, 4 of the fourth; 3 of the fourth.
-    expect(context.map(({ batch: part }) => [...part.kvLens])).toEqual([[1, 7], [4, 0, 4], [3]]);
+    // 1 token of the first sequence; 8 of the second; the 3 others of the second; the third has no context; 7 of the fourth.
+    expect(context.map(({ batch: part }) => [...part.kvLens])).toEqual([[1], [8], [3], [7]]);
     expect(context.map(({ firstRow, batch: part }) => [firstRow, part.numRows])).toEqual([
-      [0, 3],
-      [2, 5],
+      [0, 2],
+      [2, 1],
+      [2, 1],
       [6, 1],
     ]);
+    const roomier = cutIntoParts(batch, 4, 11).context;
+    expect(roomier.map(({ batch: part }) => [...part.kvLens])).toEqual([[1], [11], [7]]);
+    expect(cutIntoParts(batch, 4, 18).context.map(({ batch: part }) => [...part.kvLens])).toEqual([[1, 11], [7]]);
   });
 
   it("keep the new tokens of one sequence together, and others apart where they do not fit", () => {
@@ -55,6 +59,28 @@ describe("parts of rebuilt prefill", () => {
     const { own, context } = cutIntoParts(batch, 4, 8);
     expect(own.map(({ numTokens, batch: part }) => [numTokens, part.numRows, part.numSeqs])).toEqual([[0, 3, 0]]);
     expect(context).toEqual([]);
+  });
+
+  it("cut a sequence alike whatever is in the batch beside it", () => {
+    const length = fc.tuple(fc.integer({ min: 1, max: 9 }), fc.nat(60));
+    fc.assert(
+      fc.property(
+        fc.array(length, { minLength: 1, maxLength: 5 }),
+        fc.integer({ min: 1, max: 20 }),
+        (given, workspace) => {
+          const lengths = given.map(([queryLen, contextLen]) => [queryLen, queryLen + contextLen] as const);
+          const cuts = (sequences: typeof lengths, which: number): number[] => {
+            const { batch } = makeMlaCase({ ...dims, pageSize: 4, lengths: sequences });
+            const row = batch.queryIndptr[which];
+            return cutIntoParts(batch, 4, workspace).context.flatMap(({ firstRow, batch: part }) => {
+              const at = part.queryIndptr.subarray(0, part.numSeqs).indexOf(row - firstRow);
+              return at >= 0 && part.kvLens[at] > 0 ? [part.kvLens[at]] : [];
+            });
+          };
+          for (const [s, sequence] of lengths.entries()) expect(cuts(lengths, s)).toEqual(cuts([sequence], 0));
+        },
+      ),
+    );
   });
 
   it("have every row once, and every token of every sequence with queries once, in order, within the workspace", () => {

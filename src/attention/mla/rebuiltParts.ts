@@ -75,7 +75,10 @@ function ownRanges(ownLens: Int32Array, kvLens: Int32Array, workspaceTokens: num
   return parts;
 }
 
-/** The tokens before the new ones, in order, cut wherever the workspace is full. Sequences without queries need none. */
+/**
+ * The tokens before the new ones, in order, cut at multiples of the workspace from each sequence's beginning: where a sequence is cut decides
+ * about the order of its sums, and so must not depend on what else is in the batch. Sequences without queries need none.
+ */
 function contextRanges(
   ownLens: Int32Array,
   { queryIndptr, kvLens }: AttentionBatch,
@@ -86,15 +89,14 @@ function contextRanges(
   for (const [sequence, ownLen] of ownLens.entries()) {
     if (queryIndptr[sequence + 1] === queryIndptr[sequence]) continue;
     const contextLen = kvLens[sequence] - ownLen;
-    for (let begin = 0; begin < contextLen; ) {
-      if (left === 0) {
+    for (let begin = 0; begin < contextLen; begin += workspaceTokens) {
+      const end = Math.min(contextLen, begin + workspaceTokens);
+      if (end - begin > left) {
         parts.push([]);
         left = workspaceTokens;
       }
-      const end = Math.min(contextLen, begin + left);
       parts[parts.length - 1].push({ sequence, begin, end });
       left -= end - begin;
-      begin = end;
     }
   }
   return parts;

@@ -331,7 +331,7 @@ describe.each(Object.entries(testDevices))("BatchAttention on %s", (_name, creat
     const pages = (shape: readonly number[]) => ({ ...good, shape });
     const args: BatchAttentionArgs = { q: qOf(given), cache: { k: good, v: good } };
     const attention = new BatchAttention(test.device, given.spec);
-    await expect(attention.run(args)).rejects.toThrow("AttentionPlan.update was never called");
+    await expect(attention.run(args)).rejects.toThrow("plan must be called before the attention is recorded");
     attention.plan(given.batch);
     freeResult(test.device, await attention.run(args)); // the first run gives the device its scratch
     const { usedBytes } = test.device.stats();

@@ -53,6 +53,12 @@ export interface PlanOptions {
   readonly checkPages?: boolean;
 }
 
+/** What was planned. Throws ArgumentError if nothing was: kernels would take their work list from address 0. */
+export function requirePlan<Plan>(plan: Plan | undefined): Plan {
+  if (plan === undefined) throw new ArgumentError("plan must be called before the attention is recorded, and succeed");
+  return plan;
+}
+
 /**
  * Attention of one spec on one device. `plan` reads the lengths of a step, then any number of layers run on them. Sizes, lengths and
  * pages may change from step to step without a compilation; memory only grows, until `release`.
@@ -61,6 +67,8 @@ export class BatchAttention {
   readonly device: CpuDevice;
   readonly spec: BatchAttentionSpec;
   readonly #planned: CpuAttentionPlan;
+  /** What the device has a plan of: nothing before the first, after one that failed, and after `release`. */
+  #batch: AttentionBatch | undefined;
 
   /** Compiles the kernels. Throws ArgumentError for a spec that is out of range or that no kernel can run. */
   constructor(device: CpuDevice, spec: BatchAttentionSpec) {
@@ -82,26 +90,32 @@ export class BatchAttention {
 
   /**
    * Plans a step; not while a run that uses the last plan is under way. Lengths are checked for the first numSeqs sequences, nothing
-   * else of the arrays is read. Throws ArgumentError naming what does not fit.
+   * else of the arrays is read. Throws ArgumentError naming what does not fit, and then nothing is planned.
    */
   plan(batch: AttentionBatch, options: PlanOptions = {}): void {
+    this.#batch = undefined;
     this.#planned.update(batch, options);
+    this.#batch = batch;
   }
 
-  /** Records the attention of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit. */
+  /**
+   * Records the attention of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit, and ArgumentError if nothing
+   * is planned.
+   */
   record(recorder: Recorder, args: BatchAttentionArgs): AttentionResult {
     if (recorder.device !== this.device) throw new ArgumentError("record: the recorder belongs to another device");
-    const { numRows } = this.#planned.plan.batch;
+    const batch = requirePlan(this.#batch);
+    const { numRows } = batch;
     const { spec } = this;
     const { numQHeads, headDim } = spec;
-    const located = this.#locate(args);
+    const located = this.#locate(args, batch.numPages);
     const qRowStride = checkHeads("q", args.q, numRows, numQHeads, headDim);
     const outRowStride = args.out && checkHeads("out", args.out, numRows, numQHeads, valueDim(spec));
     if (args.lse) checkLse(args.lse, spec, numRows);
     const optional = {
       alibiSlopes: headVector("alibiSlopes", args.alibiSlopes, spec),
       sinks: headVector("sinks", args.sinks, spec),
-      ropeTable: ropeTablePointer(args.ropeTable, spec.rope, this.#planned.plan.batch),
+      ropeTable: ropeTablePointer(args.ropeTable, spec.rope, batch),
       kScale: args.kScale,
       vScale: args.vScale,
     };
@@ -122,16 +136,17 @@ export class BatchAttention {
     return runRecorded(this.device, (recorder) => this.record(recorder, args));
   }
 
-  /** Gives the plan's device memory back. */
+  /** Gives the plan's device memory back. Another plan may follow. */
   release(): void {
+    this.#batch = undefined;
     this.#planned.release();
   }
 
-  #locate({ cache, scales }: BatchAttentionArgs) {
+  #locate({ cache, scales }: BatchAttentionArgs, numPages: number) {
     const { spec } = this;
     const { layout = "NHD", pageSize, numKvHeads, headDim, storage, valueStorage = storage } = spec;
     const shape = (k: KvShape["k"], v: KvShape["v"]): KvShape => {
-      return { layout, pageSize, numKvHeads, numPages: this.#planned.plan.batch.numPages, k, v };
+      return { layout, pageSize, numKvHeads, numPages, k, v };
     };
     const rows = locateKv(
       "cache",

@@ -8,7 +8,7 @@ import { type AttentionBatch, type AttentionSpec, requireInteger } from "../ops/
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import type { Recorder } from "../ops/recorder.ts";
 import { ArgumentError, requireShape } from "../tensor/index.ts";
-import { BatchAttention } from "./batchAttention.ts";
+import { BatchAttention, requirePlan } from "./batchAttention.ts";
 import { packVisible } from "./masks.ts";
 import type { AttentionResult } from "./results.ts";
 
@@ -56,14 +56,17 @@ export interface BlockSparseArgs {
 
 /** Attention over the blocks of a plan. A query without any visible key becomes zeros, with lse -infinity. */
 export class BlockSparseAttention {
+  readonly device: CpuDevice;
   readonly spec: BlockSparseSpec;
   readonly #attention: BatchAttention;
-  #numCols = 0;
+  /** Of the last plan. */
+  #numCols: number | undefined;
 
   /** Throws ArgumentError for a spec that is out of range. */
   constructor(device: CpuDevice, spec: BlockSparseSpec) {
     const { blockCols, blockMask, storage = "f32", ...shared } = spec;
     requireInteger("blockCols", blockCols, 1);
+    this.device = device;
     this.spec = spec;
     const customMask = blockMask ? true : undefined;
     this.#attention = new BatchAttention(device, {
@@ -75,8 +78,14 @@ export class BlockSparseAttention {
     });
   }
 
-  /** Plans a matrix. Throws ArgumentError naming what does not fit. */
+  /** As BatchAttention.recordingKey. */
+  get recordingKey(): string {
+    return this.#attention.recordingKey;
+  }
+
+  /** Plans a matrix. Throws ArgumentError naming what does not fit, and then nothing is planned. */
   plan(matrix: BlockSparseMatrix): void {
+    this.#numCols = undefined;
     this.#attention.plan(this.#batchOf(matrix));
     this.#numCols = matrix.numCols;
   }
@@ -87,12 +96,13 @@ export class BlockSparseAttention {
   }
 
   /** As BatchAttention.run. */
-  run(args: BlockSparseArgs): Promise<AttentionResult> {
+  async run(args: BlockSparseArgs): Promise<AttentionResult> {
     return this.#attention.run(this.#paged(args));
   }
 
   /** Gives the plan's device memory back. */
   release(): void {
+    this.#numCols = undefined;
     this.#attention.release();
   }
 
@@ -160,9 +170,10 @@ export class BlockSparseAttention {
 
   #paged({ k, v, ...others }: BlockSparseArgs) {
     const { numKvHeads, headDim, blockCols } = this.spec;
+    const numCols = requirePlan(this.#numCols);
     const pages = (name: string, tensor: DeviceTensor): DeviceTensor => {
-      requireShape(name, tensor.shape, [this.#numCols, numKvHeads, headDim]);
-      return { ...tensor, shape: [this.#numCols / blockCols, blockCols, numKvHeads, headDim] };
+      requireShape(name, tensor.shape, [numCols, numKvHeads, headDim]);
+      return { ...tensor, shape: [numCols / blockCols, blockCols, numKvHeads, headDim] };
     };
     return { ...others, cache: { k: pages("k", k), v: pages("v", v) } };
   }

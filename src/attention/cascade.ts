@@ -15,6 +15,7 @@ import {
   type BatchAttentionArgs,
   type BatchAttentionSpec,
   type PlanOptions,
+  requirePlan,
 } from "./batchAttention.ts";
 import { type AttentionResult, allocateResult, freeResult, runRecorded } from "./results.ts";
 
@@ -31,7 +32,8 @@ export class MultiLevelCascadeAttention {
   readonly spec: CascadeSpec;
   readonly #levels: readonly BatchAttention[];
   readonly #merge: MergeStatesSpec;
-  #numRows = 0;
+  /** Of the last plan. */
+  #numRows: number | undefined;
   #workspace: DeviceBuffer | undefined;
 
   /** Compiles the kernels. Throws ArgumentError for a spec that is out of range or that has no meaning across levels. */
@@ -53,15 +55,17 @@ export class MultiLevelCascadeAttention {
 
   /** Changes when commands recorded before the last `plan` cannot be run after it. */
   get recordingKey(): string {
-    return [this.#workspace?.pointer ?? 0, ...this.#levels.map(({ recordingKey }) => recordingKey)].join();
+    // The merges and their place in the workspace are recorded for a number of rows.
+    return [this.#numRows, this.#workspace?.pointer, ...this.#levels.map(({ recordingKey }) => recordingKey)].join();
   }
 
   /**
    * Plans a step: a batch for each level, all with the same numRows; not while a run that uses the last plan is under way. In levels before
    * the last, a sequence may have more queries than keys. With `rope`, levels without positionOffsets get them from the lengths of
-   * the levels before. Throws ArgumentError naming the level and what does not fit in it.
+   * the levels before. Throws ArgumentError naming the level and what does not fit in it, and then nothing is planned.
    */
   plan(levels: readonly AttentionBatch[], options: PlanOptions = {}): void {
+    this.#numRows = undefined;
     const last = this.#levels.length - 1;
     if (levels.length !== last + 1) {
       throw new ArgumentError(`levels must be ${last + 1} batches, one for each level, got ${levels.length}`);
@@ -79,8 +83,8 @@ export class MultiLevelCascadeAttention {
         throw error instanceof ArgumentError ? new ArgumentError(`levels[${l}]: ${error.message}`) : error;
       }
     }
+    this.#reserveWorkspace(numRows);
     this.#numRows = numRows;
-    this.#reserveWorkspace();
   }
 
   /**
@@ -93,19 +97,20 @@ export class MultiLevelCascadeAttention {
     if (hasSinks && !sinks) throw new ArgumentError("sinks must be given because the spec has sinks");
     if (!hasSinks && sinks) throw new ArgumentError("sinks must be absent: the spec lacks sinks");
     if (!returnLse && givenLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
+    const numRows = requirePlan(this.#numRows);
     const allocated =
-      returnLse && !givenLse ? allocateResult(this.device, "cascade lse", [this.#numRows, numQHeads]) : undefined;
-    const lse = givenLse ?? allocated ?? this.#workspaceTensors().lse;
+      returnLse && !givenLse ? allocateResult(this.device, "cascade lse", [numRows, numQHeads]) : undefined;
+    const lse = givenLse ?? allocated ?? this.#workspaceTensors(numRows).lse;
     let out: AttentionResult["out"] | undefined;
     try {
       out = this.#levels[0].record(recorder, { ...tensors, lse }).out;
       for (const level of this.#levels.slice(1)) {
-        const other = this.#workspaceTensors();
+        const other = this.#workspaceTensors(numRows);
         level.record(recorder, { ...tensors, out: other.v, lse: other.s });
-        const states = { v: out, s: lse, vOther: other.v, sOther: other.s, numRows: this.#numRows };
+        const states = { v: out, s: lse, vOther: other.v, sOther: other.s, numRows };
         recordMergeStateInPlace(recorder, this.#merge, states);
       }
-      if (sinks) recordApplySinks(recorder, this.#merge, { out, lse, sinks, numRows: this.#numRows });
+      if (sinks) recordApplySinks(recorder, this.#merge, { out, lse, sinks, numRows });
       return { out, lse: returnLse ? lse : undefined };
     } catch (error) {
       for (const tensor of [out, allocated]) if (tensor) freeResult(this.device, { out: tensor });
@@ -120,14 +125,15 @@ export class MultiLevelCascadeAttention {
 
   /** Gives the device memory of all levels and of their merge back. */
   release(): void {
+    this.#numRows = undefined;
     for (const level of this.#levels) level.release();
     if (this.#workspace) this.device.free(this.#workspace);
     this.#workspace = undefined;
   }
 
   /** Room for the state of one level, and for the LSE of the whole where nobody wants it. Only grows. */
-  #reserveWorkspace(): void {
-    const numBytes = 4 * this.#numRows * this.spec.numQHeads * (valueDim(this.spec) + 2);
+  #reserveWorkspace(numRows: number): void {
+    const numBytes = 4 * numRows * this.spec.numQHeads * (valueDim(this.spec) + 2);
     const old = this.#workspace;
     if (old && old.numBytes >= numBytes) return;
     if (old) this.device.free(old);
@@ -135,11 +141,10 @@ export class MultiLevelCascadeAttention {
     this.#workspace = this.device.allocate(Math.max(numBytes, 2 * (old?.numBytes ?? 0), 64), "cascade workspace");
   }
 
-  #workspaceTensors(): { readonly v: RowsTensor; readonly s: RowsTensor; readonly lse: RowsTensor } {
-    if (!this.#workspace) throw new ArgumentError("plan must be called before the attention is recorded");
-    const { pointer } = this.#workspace;
-    const numHeads = this.#numRows * this.spec.numQHeads;
-    const rows = { shape: [this.#numRows, this.spec.numQHeads], type: "f32" } as const;
+  #workspaceTensors(numRows: number): { readonly v: RowsTensor; readonly s: RowsTensor; readonly lse: RowsTensor } {
+    const { pointer } = requirePlan(this.#workspace);
+    const numHeads = numRows * this.spec.numQHeads;
+    const rows = { shape: [numRows, this.spec.numQHeads], type: "f32" } as const;
     return {
       s: { pointer, ...rows },
       lse: { pointer: pointer + 4 * numHeads, ...rows },

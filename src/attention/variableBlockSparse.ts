@@ -8,7 +8,7 @@ import { type AttentionBatch, type AttentionSpec, requireInteger } from "../ops/
 import { type DeviceTensor, type RowsTensor, recordScale } from "../ops/elementwise/index.ts";
 import type { Recorder } from "../ops/recorder.ts";
 import { ArgumentError, elementBytes, requireShape } from "../tensor/index.ts";
-import { BatchAttention } from "./batchAttention.ts";
+import { BatchAttention, requirePlan } from "./batchAttention.ts";
 import type { BlockSparseArgs } from "./blockSparse.ts";
 import { type AttentionResult, freeResult, resultsOf, runRecorded } from "./results.ts";
 import { checkHeads, checkTensor, requireType, type StridedTensor } from "./tensors.ts";
@@ -42,8 +42,8 @@ export class VariableBlockSparseAttention {
   readonly device: CpuDevice;
   readonly spec: VariableBlockSparseSpec;
   readonly #heads: readonly BatchAttention[];
-  #numRows = 0;
-  #numCols = 0;
+  /** Of the last plan. */
+  #size: { readonly numRows: number; readonly numCols: number } | undefined;
   /** LSE of one key/value head after the other: the kernel writes rows of all heads that it knows, and a head's launch knows its own. */
   #lse: DeviceBuffer | undefined;
 
@@ -60,9 +60,15 @@ export class VariableBlockSparseAttention {
     this.#heads = Array.from({ length: numKvHeads }, () => new BatchAttention(device, one));
   }
 
-  /** Plans blocks. Throws ArgumentError naming what does not fit. */
+  /** Changes when commands recorded before the last `plan` cannot be run after it. */
+  get recordingKey(): string {
+    return [this.#size?.numRows, this.#lse?.pointer, ...this.#heads.map(({ recordingKey }) => recordingKey)].join();
+  }
+
+  /** Plans blocks. Throws ArgumentError naming what does not fit, and then nothing is planned. */
   plan(blocks: VariableBlocks): void {
-    const { numKvHeads, numQHeads, returnLse } = this.spec;
+    this.#size = undefined;
+    const { numKvHeads } = this.spec;
     const { numBlockRows, numBlockCols, blockMaskMap, blockRowSizes, blockColSizes } = blocks;
     requireLength("blockMaskMap", blockMaskMap, numKvHeads * numBlockRows * numBlockCols);
     requireLength("blockRowSizes", blockRowSizes, numKvHeads * numBlockRows);
@@ -72,24 +78,20 @@ export class VariableBlockSparseAttention {
     for (const [head, attention] of this.#heads.entries()) {
       attention.plan(batchOf(blocks, head, rowEnds[head], colEnds[head]));
     }
-    this.#numRows = rowEnds[0][numBlockRows];
-    this.#numCols = colEnds[0][numBlockCols];
-    if (!returnLse) return;
-    const numBytes = Math.max(4, this.#numRows * numQHeads * 4);
-    if (this.#lse && this.#lse.numBytes >= numBytes) return;
-    if (this.#lse) this.device.free(this.#lse);
-    this.#lse = this.device.allocate(numBytes, "block-sparse lse");
+    const size = { numRows: rowEnds[0][numBlockRows], numCols: colEnds[0][numBlockCols] };
+    if (this.spec.returnLse) this.#reserveLse(size.numRows);
+    this.#size = size;
   }
 
   /** Records the launches of one layer. Throws ShapeError or ArgumentError naming the tensor that does not fit. */
   record(recorder: Recorder, args: BlockSparseArgs): AttentionResult {
     const { numQHeads, headDim, returnLse } = this.spec;
-    this.#check(args);
-    const rows = this.#numRows;
+    const { numRows: rows, numCols } = requirePlan(this.#size);
+    this.#check(args, rows, numCols);
     const lseShape = returnLse ? [rows, numQHeads] : undefined;
     const result = resultsOf(this.device, "block-sparse", args, [rows, numQHeads, headDim], lseShape);
     try {
-      for (const head of this.#heads.keys()) this.#recordHead(recorder, head, args, result);
+      for (const head of this.#heads.keys()) this.#recordHead(recorder, head, args, result, rows, numCols);
     } catch (error) {
       freeResult(this.device, result);
       throw error;
@@ -104,15 +106,31 @@ export class VariableBlockSparseAttention {
 
   /** Gives the plans' device memory back. */
   release(): void {
+    this.#size = undefined;
     for (const attention of this.#heads) attention.release();
     if (this.#lse) this.device.free(this.#lse);
     this.#lse = undefined;
   }
 
-  #recordHead(recorder: Recorder, head: number, { q, k, v }: BlockSparseArgs, { out, lse }: AttentionResult): void {
+  /** Only grows. */
+  #reserveLse(numRows: number): void {
+    const numBytes = Math.max(4, numRows * this.spec.numQHeads * 4);
+    if (this.#lse && this.#lse.numBytes >= numBytes) return;
+    if (this.#lse) this.device.free(this.#lse);
+    this.#lse = undefined;
+    this.#lse = this.device.allocate(numBytes, "block-sparse lse");
+  }
+
+  #recordHead(
+    recorder: Recorder,
+    head: number,
+    { q, k, v }: BlockSparseArgs,
+    { out, lse }: AttentionResult,
+    rows: number,
+    numCols: number,
+  ): void {
     const { numQHeads, numKvHeads, headDim } = this.spec;
     const group = numQHeads / numKvHeads;
-    const rows = this.#numRows;
     const heads = (tensor: RowsTensor): RowsTensor => ({
       type: "f32",
       pointer: tensor.pointer + head * group * headDim * 4,
@@ -122,7 +140,7 @@ export class VariableBlockSparseAttention {
     const tokens = (tensor: DeviceTensor): StridedTensor => ({
       type: tensor.type,
       pointer: tensor.pointer + head * headDim * elementBytes(tensor.type),
-      shape: [this.#numCols, 1, 1, headDim],
+      shape: [numCols, 1, 1, headDim],
       strides: [numKvHeads * headDim, headDim, headDim, 1],
     });
     const own: DeviceTensor | undefined = this.#lse && {
@@ -138,16 +156,16 @@ export class VariableBlockSparseAttention {
   }
 
   /** All that could be wrong is found here, so that nothing throws after the first allocation. */
-  #check({ q, k, v, out, lse }: BlockSparseArgs): void {
+  #check({ q, k, v, out, lse }: BlockSparseArgs, numRows: number, numCols: number): void {
     const { numQHeads, numKvHeads, headDim, storage = "f32", returnLse } = this.spec;
-    checkHeads("q", q, this.#numRows, numQHeads, headDim);
+    checkHeads("q", q, numRows, numQHeads, headDim);
     for (const [name, tensor] of Object.entries({ k, v })) {
       requireType(name, tensor, storage);
-      requireShape(name, tensor.shape, [this.#numCols, numKvHeads, headDim]);
+      requireShape(name, tensor.shape, [numCols, numKvHeads, headDim]);
     }
-    if (out) checkHeads("out", out, this.#numRows, numQHeads, headDim);
+    if (out) checkHeads("out", out, numRows, numQHeads, headDim);
     if (lse && !returnLse) throw new ArgumentError("lse must be absent: the spec lacks returnLse");
-    if (lse) checkTensor("lse", lse, "f32", [this.#numRows, numQHeads]);
+    if (lse) checkTensor("lse", lse, "f32", [numRows, numQHeads]);
   }
 }
 

@@ -25,6 +25,7 @@ const steps: readonly (readonly Lengths[])[] = [
   [],
   Array.from({ length: 20 }, (_, s) => ({ queryLen: 1 + (s % 3), kvLen: 3 + 7 * s })),
   [{ queryLen: 3, kvLen: 700 }],
+  Array.from({ length: 20 }, (_, s) => ({ queryLen: 1, kvLen: 1 + 3 * s })),
 ];
 
 describe("no step compiles a kernel", () => {

@@ -3,6 +3,7 @@
  * few rows at a time, and meet all tokens of a block with those rows before they go on: a step of few tokens reads each weight once. The
  * order of every sum depends on the spec alone, so a token's bits do not depend on the others'.
  */
+import type { CpuDevice } from "../../devices/index.ts";
 import { defineKernel, type KernelBuilder, type Value } from "../../kernels/index.ts";
 import { forLanes, lanesScratchBytes } from "../elementwise/lanes.ts";
 import type { Recorder } from "../recorder.ts";
@@ -142,8 +143,10 @@ const SHORTEST_SLICE = 32;
 /** Tokens from which on it pays to copy a panel of the weight into scratch memory. By measurement; both kernels give the same bits. */
 const MANY_TOKENS = 12;
 
-function absorbKernel(numTokens: number): typeof absorbHeadsKernel {
-  return numTokens < MANY_TOKENS ? absorbHeadsKernel : absorbManyKernel;
+/** Both kernels are compiled for the first call, so that no later step is the first one with many tokens. */
+function absorbKernel(device: CpuDevice, spec: Matrix, numTokens: number) {
+  const [few, many] = [absorbHeadsKernel, absorbManyKernel].map((kernel) => device.compile(kernel, spec));
+  return numTokens < MANY_TOKENS ? few : many;
 }
 
 /** Records the product of every head with its matrix. Throws ShapeError or ArgumentError naming the argument that does not fit. */
@@ -161,7 +164,9 @@ export function recordHeadProjection(
   const sliceLength = Math.max(SHORTEST_SLICE, Math.ceil(outputs / wanted / SHORTEST_SLICE) * SHORTEST_SLICE);
   const slices = Math.ceil(outputs / sliceLength);
   commands.launch(
-    device.compile(kind === "expand" ? expandHeadsKernel : absorbKernel(numTokens), { rows, columns }),
+    kind === "expand"
+      ? device.compile(expandHeadsKernel, { rows, columns })
+      : absorbKernel(device, { rows, columns }, numTokens),
     {
       x: args.x.pointer,
       weight: args.weight.pointer + firstRow * columns * 4,

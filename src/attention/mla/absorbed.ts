@@ -11,9 +11,8 @@ import {
   recordAttention,
   requireInteger,
 } from "../../ops/attention/index.ts";
-import { recordCopyHeads } from "../../ops/copyHeads/index.ts";
 import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
-import { checkHeads, type HeadsTensor } from "../../ops/headProjection/index.ts";
+import type { HeadsTensor } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 import type { PlanOptions } from "../batchAttention.ts";
@@ -22,6 +21,7 @@ import { type AttentionResult, freeResult, resultsOf, runRecorded } from "../res
 import { checkHeads as checkRowsOfHeads } from "../tensors.ts";
 import { locateMlaCache, type MlaCacheSpec, type MlaCacheTensors, mlaStorages } from "./cache.ts";
 import type { MlaDims } from "./dims.ts";
+import { type QueryRows, queryChannels, recordQueries } from "./queries.ts";
 import { Workspace } from "./workspace.ts";
 
 /** What compiles a kernel, and how tokens are cached. The fields that are not here are AttentionSpec's. */
@@ -98,7 +98,7 @@ export class AbsorbedMla {
 
   /** Where absorbed queries may be written, to be given as `qLatent` without being copied: [numRows, numHeads, kvLoraRank]. */
   queryLatents(): HeadsTensor {
-    return this.#queryPart(0, this.spec.kvLoraRank);
+    return queryChannels(this.#queryRows(), 0, this.spec.kvLoraRank);
   }
 
   /**
@@ -167,55 +167,27 @@ export class AbsorbedMla {
       if (qLatent || qPe) throw new ArgumentError("q must be absent where qLatent or qPe is given");
       const rowStride = checkRowsOfHeads("q", q, numRows, numHeads, width);
       if (ropeFactor === 1 || qkRopeHeadDim === 0) return { ...q, rowStride };
-      const part = (first: number, channels: number): HeadsTensor => {
-        return {
-          type: "f32",
-          pointer: q.pointer + first * 4,
-          shape: [q.shape[0], numHeads, channels],
-          rowStride,
-          headStride: width,
-        };
-      };
-      return this.#assemble(
-        recorder,
-        { qLatent: part(0, kvLoraRank), qPe: part(kvLoraRank, qkRopeHeadDim) },
-        ropeFactor,
-      );
+      const part = (first: number, channels: number): HeadsTensor => ({
+        type: "f32",
+        pointer: q.pointer + first * 4,
+        shape: [q.shape[0], numHeads, channels],
+        rowStride,
+        headStride: width,
+      });
+      const parts = { qLatent: part(0, kvLoraRank), qPe: part(kvLoraRank, qkRopeHeadDim) };
+      return this.#assemble(recorder, parts, ropeFactor);
     }
     if (!qLatent) throw new ArgumentError("q or qLatent must be given");
-    if ((qPe === undefined) !== (qkRopeHeadDim === 0)) {
-      throw new ArgumentError(`qPe must be given exactly if qkRopeHeadDim is not 0, which is ${qkRopeHeadDim}`);
-    }
-    checkHeads("qLatent", qLatent, numTokens, numHeads, kvLoraRank);
-    if (qLatent.pointer !== this.#workspace.pointer("queries")) {
-      const copy = { x: qLatent, out: this.queryLatents(), numTokens };
-      recordCopyHeads(recorder, { channels: kvLoraRank }, copy, { overlap: qPe !== undefined });
-    }
-    if (qPe) {
-      checkHeads("qPe", qPe, numTokens, numHeads, qkRopeHeadDim);
-      const out = this.#queryPart(kvLoraRank, qkRopeHeadDim);
-      recordCopyHeads(recorder, { channels: qkRopeHeadDim }, { x: qPe, out, numTokens, factor: ropeFactor });
-    }
-    return this.#queryPart(0, width);
+    const parts = { name: "qLatent", x: qLatent, qPe, ropeFactor, numTokens } as const;
+    return recordQueries(recorder, this.#queryRows(), parts);
   }
 
-  get #queryRow(): number {
-    return this.spec.numHeads * (this.spec.kvLoraRank + this.spec.qkRopeHeadDim);
-  }
-
-  #queryPart(first: number, channels: number): HeadsTensor & RowsTensor {
-    const { numHeads } = this.spec;
-    const row = this.#queryRow;
+  /** Where queries are put together. May allocate memory. */
+  #queryRows(): QueryRows {
+    const { numHeads, kvLoraRank: channels, qkRopeHeadDim: ropeChannels } = this.spec;
     const { numRows } = this.#planned.plan.batch;
-    this.#workspace.reserve("queries", numRows * row);
-    const shape = [numRows, numHeads, channels];
-    return {
-      type: "f32",
-      pointer: this.#workspace.pointer("queries") + first * 4,
-      shape,
-      rowStride: row,
-      headStride: row / numHeads,
-    };
+    this.#workspace.reserve("queries", numRows * numHeads * (channels + ropeChannels));
+    return { pointer: this.#workspace.pointer("queries"), numRows, numHeads, channels, ropeChannels };
   }
 }
 

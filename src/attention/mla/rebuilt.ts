@@ -1,7 +1,7 @@
 /**
  * Attention with keys and values of every head rebuilt from the latents: what a step of many new tokens does, because it multiplies fewer
  * numbers than absorbed queries would. Long contexts are rebuilt in chunks, and the results merged by their LSE, as vLLM's chunked prefill
- * does; how they are cut is in rebuiltParts.ts.
+ * does; how they are cut is in rebuiltParts.ts, how they are rebuilt in rebuiltKeys.ts.
  */
 import type { CpuDevice } from "../../devices/index.ts";
 import {
@@ -11,19 +11,18 @@ import {
   recordAttention,
   requireInteger,
 } from "../../ops/attention/index.ts";
-import { recordCopyHeads } from "../../ops/copyHeads/index.ts";
 import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
-import { recordGatherSlots } from "../../ops/gatherSlots/index.ts";
-import { checkHeads, type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
+import type { HeadsTensor } from "../../ops/headProjection/index.ts";
 import { type MergeStatesSpec, recordApplySinks, recordMergeStateInPlace } from "../../ops/mergeStates/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
-import { ropeKernel } from "../../ops/rope/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 import { headVector, ropeTablePointer } from "../layerTensors.ts";
 import { type AbsorbedMlaSpec, checkScale, mlaRopeRows } from "./absorbed.ts";
-import { type LatentRows, locateMlaCache, type MlaCacheTensors } from "./cache.ts";
+import { locateMlaCache, type MlaCacheTensors } from "./cache.ts";
 import { type MlaDims, validateMlaDims } from "./dims.ts";
-import { cutIntoParts, type RebuiltPart, type RebuiltParts } from "./rebuiltParts.ts";
+import { queryChannels, recordQueries } from "./queries.ts";
+import { recordRebuiltKeys, recordRotation } from "./rebuiltKeys.ts";
+import { cutIntoParts, type RebuiltParts } from "./rebuiltParts.ts";
 import { Workspace } from "./workspace.ts";
 
 /** What compiles a kernel, and how tokens are cached. */
@@ -124,12 +123,15 @@ export class RebuiltMla {
     const kpeScale = checkScale("kpeScale", args.kpeScale);
     const ropeTable = ropeTablePointer(args.ropeTable, mlaRopeRows(spec), batch);
     headVector("sinks", args.sinks, { ...spec, numQHeads: numHeads });
-    const q = this.#assemble(recorder, args, { ckvScale, kpeScale, ropeTable });
+    const q = this.#assemble(recorder, args, { ckvScale, kpeScale }, ropeTable);
     const qRow = numHeads * (spec.qkNopeHeadDim + spec.qkRopeHeadDim);
     const merge: MergeStatesSpec = { numHeads, headDim: vHeadDim, lseBase };
     for (const kind of ["own", "context"] as const) {
       for (const [index, part] of parts[kind].entries()) {
-        this.#rebuild(recorder, args, part, cache, ropeTable);
+        const slots = this.#lists.pointer("slots") + part.firstToken * 4;
+        const positions = this.#lists.pointer("positions") + part.firstToken * 4;
+        const tokens = { numTokens: part.numTokens, slots, positions };
+        recordRebuiltKeys(recorder, this.spec, this.#workspace, { ...cache, kvBProj: args.kvBProj, ropeTable }, tokens);
         const rows = part.batch.numRows;
         const [o, lse] = [rowsFrom(args.o, part.firstRow), rowsFrom(args.lse, part.firstRow)];
         const partialOut = this.#workspace.tensor("partial out", [rows, numHeads, vHeadDim]);
@@ -163,115 +165,24 @@ export class RebuiltMla {
   #assemble(
     recorder: Recorder,
     { qNope, qPe }: RebuiltMlaArgs,
-    scales: { readonly ckvScale: number; readonly kpeScale: number; readonly ropeTable: number | undefined },
-  ): DeviceTensor {
-    const { numHeads, qkNopeHeadDim, qkRopeHeadDim } = this.spec;
+    scales: { readonly ckvScale: number; readonly kpeScale: number },
+    ropeTable: number | undefined,
+  ): RowsTensor {
+    const { numHeads, qkNopeHeadDim: channels, qkRopeHeadDim: ropeChannels } = this.spec;
     const { numRows, numSeqs, queryIndptr } = this.#batch;
     const numTokens = queryIndptr[numSeqs];
-    const width = qkNopeHeadDim + qkRopeHeadDim;
-    const queries = this.#workspace.tensor("queries", [numRows, numHeads, width]);
-    const part = (first: number, channels: number): HeadsTensor => {
-      return {
-        ...queries,
-        pointer: queries.pointer + first * 4,
-        shape: [numRows, numHeads, channels],
-        rowStride: numHeads * width,
-        headStride: width,
-      };
-    };
-    if ((qPe === undefined) !== (qkRopeHeadDim === 0)) {
-      throw new ArgumentError(`qPe must be given exactly if qkRopeHeadDim is not 0, which is ${qkRopeHeadDim}`);
-    }
-    checkHeads("qNope", qNope, numTokens, numHeads, qkNopeHeadDim);
-    const copy = { x: qNope, out: part(0, qkNopeHeadDim), numTokens, factor: scales.ckvScale };
-    recordCopyHeads(recorder, { channels: qkNopeHeadDim }, copy, { overlap: qPe !== undefined });
-    if (!qPe) return queries;
-    checkHeads("qPe", qPe, numTokens, numHeads, qkRopeHeadDim);
-    const rope = part(qkNopeHeadDim, qkRopeHeadDim);
-    recordCopyHeads(recorder, { channels: qkRopeHeadDim }, { x: qPe, out: rope, numTokens, factor: scales.kpeScale });
-    if (scales.ropeTable !== undefined) {
-      const positions = this.#lists.pointer("query positions");
-      this.#rotate(
-        recorder,
-        { x: rope.pointer, positions, table: scales.ropeTable, numHeads, headDim: width },
+    const rows = { pointer: this.#workspace.pointer("queries"), numRows, numHeads, channels, ropeChannels };
+    const parts = { name: "qNope", x: qNope, factor: scales.ckvScale, qPe, ropeFactor: scales.kpeScale } as const;
+    const queries = recordQueries(recorder, rows, { ...parts, numTokens });
+    if (ropeTable !== undefined) {
+      recordRotation(recorder, this.spec, {
+        x: queryChannels(rows, channels, ropeChannels),
+        positions: this.#lists.pointer("query positions"),
+        table: ropeTable,
         numTokens,
-      );
+      });
     }
     return queries;
-  }
-
-  /** Keys [tokens, numHeads, qkNopeHeadDim + qkRopeHeadDim] and values [tokens, numHeads, vHeadDim] of a part. */
-  #rebuild(
-    recorder: Recorder,
-    { kvBProj }: RebuiltMlaArgs,
-    { firstToken, numTokens }: RebuiltPart,
-    cache: { readonly ckv: LatentRows; readonly kpe: LatentRows },
-    ropeTable: number | undefined,
-  ): void {
-    if (numTokens === 0) return;
-    const { numHeads, kvLoraRank: columns, qkNopeHeadDim, qkRopeHeadDim, vHeadDim } = this.spec;
-    const width = qkNopeHeadDim + qkRopeHeadDim;
-    const latents = this.#workspace.tensor("latents", [numTokens, columns]);
-    const ropeKeys = this.#workspace.tensor("rope keys", [numTokens, qkRopeHeadDim]);
-    this.#gather(recorder, cache.ckv, latents, firstToken, qkRopeHeadDim > 0);
-    if (qkRopeHeadDim > 0) this.#gather(recorder, cache.kpe, ropeKeys, firstToken, false);
-    if (ropeTable !== undefined) {
-      const positions = this.#lists.pointer("positions") + firstToken * 4;
-      this.#rotate(
-        recorder,
-        { x: ropeKeys.pointer, positions, table: ropeTable, numHeads: 1, headDim: qkRopeHeadDim },
-        numTokens,
-      );
-    }
-    const x: HeadsTensor = { ...latents, shape: [numTokens, numHeads, columns], headStride: 0 };
-    const keys = this.#workspace.tensor("keys", [numTokens, numHeads, qkNopeHeadDim]);
-    const out: HeadsTensor = { ...keys, headStride: width };
-    const headRows = qkNopeHeadDim + vHeadDim;
-    const expandKeys = { kind: "expand", rows: qkNopeHeadDim, columns } as const;
-    recordHeadProjection(recorder, expandKeys, { x, weight: kvBProj, headRows, out }, { overlap: true });
-    if (qkRopeHeadDim > 0) {
-      const shape = [numTokens, numHeads, qkRopeHeadDim];
-      const tails: HeadsTensor = { ...out, pointer: keys.pointer + qkNopeHeadDim * 4, shape };
-      recordCopyHeads(
-        recorder,
-        { channels: qkRopeHeadDim },
-        { x: { ...ropeKeys, shape, headStride: 0 }, out: tails },
-        { overlap: true },
-      );
-    }
-    const values = this.#workspace.tensor("values", [numTokens, numHeads, vHeadDim]);
-    const expandValues = { kind: "expand", rows: vHeadDim, columns } as const;
-    recordHeadProjection(recorder, expandValues, {
-      x,
-      weight: kvBProj,
-      firstRow: qkNopeHeadDim,
-      headRows,
-      out: values,
-    });
-  }
-
-  #gather(recorder: Recorder, rows: LatentRows, out: DeviceTensor, firstToken: number, overlap: boolean): void {
-    const { storage, channels, pointer, ...places } = rows;
-    const slots: DeviceTensor = {
-      pointer: this.#lists.pointer("slots") + firstToken * 4,
-      shape: [out.shape[0]],
-      type: "i32",
-    };
-    const spec = { storage, channels, pageSize: this.spec.pageSize };
-    recordGatherSlots(recorder, spec, { pages: pointer, ...places, slots, out }, { overlap });
-  }
-
-  /** Rotates the first channels of heads that are `headDim` apart, in place. */
-  #rotate(
-    { commands }: Recorder,
-    args: { x: number; positions: number; table: number; numHeads: number; headDim: number },
-    numRows: number,
-  ): void {
-    const { rope, qkRopeHeadDim: rotaryDim } = this.spec;
-    if (!rope) return;
-    const { headDim, numHeads, ...pointers } = args;
-    const kernel = this.device.compile(ropeKernel, { headDim, rotaryDim, style: rope.style });
-    commands.launch(kernel, { ...pointers, numHeads, rowStride: numHeads * headDim }, numRows);
   }
 
   get #batch(): AttentionBatch {

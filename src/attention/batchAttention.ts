@@ -67,8 +67,6 @@ export class BatchAttention {
   readonly device: CpuDevice;
   readonly spec: BatchAttentionSpec;
   readonly #planned: CpuAttentionPlan;
-  /** What the device has a plan of: nothing before the first, after one that failed, and after `release`. */
-  #batch: AttentionBatch | undefined;
 
   /** Compiles the kernels. Throws ArgumentError for a spec that is out of range or that no kernel can run. */
   constructor(device: CpuDevice, spec: BatchAttentionSpec) {
@@ -93,9 +91,7 @@ export class BatchAttention {
    * else of the arrays is read. Throws ArgumentError naming what does not fit, and then nothing is planned.
    */
   plan(batch: AttentionBatch, options: PlanOptions = {}): void {
-    this.#batch = undefined;
     this.#planned.update(batch, options);
-    this.#batch = batch;
   }
 
   /**
@@ -104,7 +100,7 @@ export class BatchAttention {
    */
   record(recorder: Recorder, args: BatchAttentionArgs): AttentionResult {
     if (recorder.device !== this.device) throw new ArgumentError("record: the recorder belongs to another device");
-    const batch = requirePlan(this.#batch);
+    const batch = requirePlan(this.#planned.isReady ? this.#planned.plan.batch : undefined);
     const { numRows } = batch;
     const { spec } = this;
     const { numQHeads, headDim } = spec;
@@ -138,7 +134,6 @@ export class BatchAttention {
 
   /** Gives the plan's device memory back. Another plan may follow. */
   release(): void {
-    this.#batch = undefined;
     this.#planned.release();
   }
 

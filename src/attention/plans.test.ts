@@ -5,6 +5,7 @@ import type { Recorder } from "../ops/recorder.ts";
 import { BatchAttention } from "./batchAttention.ts";
 import { BlockSparseAttention } from "./blockSparse.ts";
 import { MultiLevelCascadeAttention } from "./cascade.ts";
+import { AbsorbedMla } from "./mla/index.ts";
 import { type AttentionResult, freeResult } from "./results.ts";
 import { batchOf } from "./sequences.ts";
 import { VariableBlockSparseAttention } from "./variableBlockSparse.ts";
@@ -153,6 +154,28 @@ async function checkKey(
 }
 
 describe("recordingKey", () => {
+  it("of absorbed latent attention counts the rows, whose queries are put together", async () => {
+    const spec = { numHeads: 4, kvLoraRank: 32, qkRopeHeadDim: 8, pageSize: 4, storage: "f32", causal: true } as const;
+    const attention = new AbsorbedMla(test.device, { ...spec, smScale: 0.2 });
+    const tensor = (...shape: number[]) =>
+      test.f32(
+        shape,
+        normals(
+          shape.reduce((a, b) => a * b),
+          3,
+        ),
+      );
+    const cache = { ckv: tensor(5, 4, 32), kpe: tensor(5, 4, 8) };
+    const args = { qLatent: tensor(8, 4, 32), qPe: tensor(8, 4, 8), out: tensor(8, 4, 32), cache };
+    attention.plan(levelsOf(3, 3)[1]);
+    await test.run((recorder) => attention.record(recorder, args)); // the workspace will not grow
+    attention.plan(levelsOf(1, 1)[1]);
+    const replan = () => attention.plan(levelsOf(1, 2)[1]);
+    const record = (recorder: Recorder) => attention.record(recorder, args);
+    expect(await checkKey(attention, record, replan, args.out, 3 * 4 * 32)).toBe(false);
+    attention.release();
+  });
+
   const tensors = () => {
     const [q, out, lse] = [rows(8), rows(8), test.f32([8, 4], new Float32Array(32))];
     return { q, out, lse };
@@ -201,14 +224,25 @@ describe("recordingKey", () => {
 });
 
 it("a plan that finds no room can be released and made again", async () => {
-  const { usedBytes } = test.device.stats();
   const attention = new VariableBlockSparseAttention(test.device, heads);
+  const { usedBytes, maxMemoryBytes } = test.device.stats();
   attention.plan(blocksOf(2));
-  const { usedBytes: planned, maxMemoryBytes } = test.device.stats();
-  expect(planned).toBeGreaterThan(usedBytes);
   const numRows = maxMemoryBytes / 16; // an LSE as large as the memory
   expect(() => attention.plan(blocksOf(numRows))).toThrow("no room");
   attention.release();
   attention.plan(blocksOf(2));
   attention.release();
+  expect(test.device.stats().usedBytes).toBe(usedBytes);
+});
+
+it("nor is memory of a plan lost that finds no room for its page ids", async () => {
+  const attention = new BatchAttention(test.device, paged);
+  const { usedBytes, maxMemoryBytes } = test.device.stats();
+  const batch = batchOf([{ queryLen: 3, kvLen: 7, pages: [4, 1] }], 5);
+  attention.plan(batch);
+  const blockTables = new Int32Array(maxMemoryBytes / 4);
+  const large = { ...batch, blockTables, pageIndptr: undefined, maxPages: blockTables.length };
+  expect(() => attention.plan(large)).toThrow("no room");
+  attention.release();
+  expect(test.device.stats().usedBytes).toBe(usedBytes);
 });

@@ -25,6 +25,7 @@ export class CpuAttentionPlan {
   readonly kernel: DeviceKernel<keyof typeof attentionKernel.params>;
   readonly mergeKernel: DeviceKernel<keyof typeof attentionMergeKernel.params>;
   readonly #buffers = new Map<string, DeviceBuffer>();
+  #isReady = false;
 
   /**
    * Compiles the kernels of the spec. Throws ArgumentError for one that no kernel can run.
@@ -47,6 +48,7 @@ export class CpuAttentionPlan {
    * `checkPages: false` leaves the page ids unread.
    */
   update(batch: AttentionBatch, options: { readonly checkPages?: boolean } = {}): void {
+    this.#isReady = false;
     this.plan.update(batch, options);
     const { numSeqs, blockTables, pageIndptr, maxPages } = batch;
     this.#write("items", this.plan.items);
@@ -56,6 +58,12 @@ export class CpuAttentionPlan {
     if (this.spec.customMask && batch.customMask) this.#write("masks", batch.customMask.bits);
     this.#reserve("partial sums", this.plan.numPartialRows * partialRowBytes(this.spec));
     this.#reserve("partial states", this.plan.numPartialRows * partialStateBytes);
+    this.#isReady = true;
+  }
+
+  /** Whether the device has the plan: not before the first `update`, after one that failed, or after `release`. */
+  get isReady(): boolean {
+    return this.#isReady;
   }
 
   /** Address of one of the plan's buffers; 0 where the plan needs none. */
@@ -63,15 +71,20 @@ export class CpuAttentionPlan {
     return this.#buffers.get(name)?.pointer ?? 0;
   }
 
-  /** Changes whenever a call recorded before `update` would differ from one recorded after: equal keys let a recording be run again. */
+  /**
+   * Changes whenever a call recorded before `update` would differ from one recorded after: equal keys let a recording be run again. The rows
+   * are in it for those who record launches over them beside the attention.
+   */
   get recordingKey(): string {
     const { numItems, numMerges, batch } = this.plan;
+    const { numRows, numSeqs, queryIndptr, recent } = batch;
     const pointers = [...this.#buffers.values()].map(({ pointer }) => pointer);
-    return [numItems, numMerges, batch.recent?.capacity ?? 0, ...pointers].join();
+    return [numItems, numMerges, numRows, queryIndptr[numSeqs], recent?.capacity ?? 0, ...pointers].join();
   }
 
   /** Gives the device memory back. */
   release(): void {
+    this.#isReady = false;
     for (const buffer of this.#buffers.values()) this.device.free(buffer);
     this.#buffers.clear();
   }
@@ -86,6 +99,7 @@ export class CpuAttentionPlan {
     const old = this.#buffers.get(name);
     if (old && old.numBytes >= numBytes) return old;
     if (old) this.device.free(old);
+    this.#buffers.delete(name); // should there be no room for a larger one
     const buffer = this.device.allocate(Math.max(numBytes, 2 * (old?.numBytes ?? 0), 64), `attention ${name}`);
     this.#buffers.set(name, buffer);
     return buffer;
@@ -148,6 +162,7 @@ export interface AttentionArgs {
 
 /** Records attention of the planned batch over one layer's pages. Throws ArgumentError naming the argument that does not fit. */
 export function recordAttention({ commands }: Recorder, planned: CpuAttentionPlan, args: AttentionArgs): void {
+  if (!planned.isReady) throw new ArgumentError("plan must be called before the attention is recorded, and succeed");
   const { plan, spec } = planned;
   const tasks = tasksPerItem(spec);
   const qRow = spec.numQHeads * spec.headDim;

@@ -10,7 +10,7 @@ import { RopeTable } from "../ops/rope/index.ts";
 import { ArgumentError } from "../tensor/index.ts";
 import { requirePositive } from "./attendOnce.ts";
 import { pagedBatch } from "./flashinferPages.ts";
-import { fillGraphBuffers, MlaPlan, requireCacheType, requireQueryType, requireTensor } from "./mlaPlan.ts";
+import { cacheType, fillGraphBuffers, MlaPlan, requireQueryType, requireTensor } from "./mlaPlan.ts";
 
 /** Options of the wrapper. With useCudaGraph, every batch has the size of the buffers, which take each plan's arrays. */
 export interface BatchDecodeMlaOptions {
@@ -104,7 +104,7 @@ export class BatchDecodeMlaWithPagedKVCacheWrapper {
         `headDimCompressedKv = ${headDimCompressedKv} must be a multiple of 16: an eighth of it rotates in pairs`,
       );
     }
-    requireCacheType("dataType", dataType);
+    const storage = cacheType("dataType", dataType);
     requireQueryType("qDataType", options.qDataType);
     requirePositive({ smScale, ropeScale, ropeTheta });
     if (!(logitsSoftCap >= 0))
@@ -124,11 +124,15 @@ export class BatchDecodeMlaWithPagedKVCacheWrapper {
     const batch = pagedBatch(arrays, queryIndptr, pageSize, names);
     this.#plan.plan(
       {
-        ...{ numHeads: numQoHeads, kvLoraRank: headDimCompressedKv, qkRopeHeadDim, pageSize, smScale },
+        numHeads: numQoHeads,
+        kvLoraRank: headDimCompressedKv,
+        qkRopeHeadDim,
+        pageSize,
+        smScale,
         causal: true,
         slidingWindow: slidingWindowFrom({ windowLeft }),
         softCap: logitsSoftCap === 0 ? undefined : logitsSoftCap,
-        storage: dataType,
+        storage,
         rope: { style: "interleaved" },
       },
       batch,
@@ -155,12 +159,10 @@ export class BatchDecodeMlaWithPagedKVCacheWrapper {
     { qScale = 1, kScale = 1, vScale = 1, out, lse, returnLse = false }: BatchDecodeMlaRunOptions = {},
   ): Promise<AttentionResult> {
     const { spec, batch } = this.#plan.current;
-    const { numHeads, kvLoraRank, qkRopeHeadDim, pageSize, storage = "f32" } = spec;
+    const { numHeads, kvLoraRank, qkRopeHeadDim, pageSize, storage } = spec;
     requirePositive({ qScale, kScale, vScale });
     requireTensor("qNope", qNope, "f32", [batch.numRows, numHeads, kvLoraRank]);
     requireTensor("qPe", qPe, "f32", [batch.numRows, numHeads, qkRopeHeadDim]);
-    if (storage === "fp8Token" || storage === "fp8Tiles")
-      throw new ArgumentError(`storage ${storage} has no caches of elements`);
     requireTensor("pagedCkvCache", pagedCkvCache, storage, ["pages", pageSize, kvLoraRank]);
     requireTensor("pagedKpeCache", pagedKpeCache, storage, ["pages", pageSize, qkRopeHeadDim]);
     return this.#plan.variant(returnLse ? { returnLse, lseBase: "2" } : {}).run({

@@ -249,7 +249,7 @@ describe("BatchMLAPagedAttentionWrapper", () => {
       "ckvScale must be a finite positive number, got Infinity",
     );
     await expect(wrapper.run(qNope, qPe, ckv, kpe, { ckvScaleArr: qPe, kpeScale: 1 })).rejects.toThrow(
-      "ckvScaleArr.shape",
+      "headDimCkv = 64 must be a multiple of 128 for ckvScaleArr",
     );
     wrapper.release();
   });

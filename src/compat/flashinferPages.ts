@@ -53,21 +53,30 @@ export function pagedBatch(
     }
     kvLens[s] = (held - 1) * pageSize + last;
   }
+  return listedBatch({ queryIndptr, kvLens, indptr, indices });
+}
+
+/** A batch of sequences whose pages are indices[indptr[s]] up to indices[indptr[s + 1]]. */
+export function listedBatch(lists: {
+  readonly queryIndptr: Int32Array;
+  readonly kvLens: Int32Array;
+  readonly indptr: Int32Array;
+  readonly indices: Int32Array;
+}): AttentionBatch {
+  const { queryIndptr, kvLens, indptr, indices } = lists;
+  const numSeqs = kvLens.length;
+  const listed = indices.subarray(indptr[0], indptr[numSeqs]);
   return {
     numRows: queryIndptr[numSeqs],
     numSeqs,
     // Copies: a run may plan a variant later, when the caller's arrays are about the next step.
     queryIndptr: queryIndptr.slice(),
-    kvLens,
+    kvLens: kvLens.slice(),
     blockTables: indices.slice(),
     pageIndptr: indptr.slice(),
     maxPages: 0,
     // The pool is not known before a run, which then has to have as many pages as the largest id needs.
-    numPages: largest(indices.subarray(indptr[0], indptr[numSeqs])) + 1,
+    numPages: listed.reduce((most, page) => Math.max(most, page), -1) + 1,
     allowUnseeing: true,
   };
-}
-
-function largest(values: Int32Array): number {
-  return values.reduce((most, value) => Math.max(most, value), -1);
 }

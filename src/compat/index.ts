@@ -12,7 +12,8 @@ export {
   type BatchDecodeMlaRunOptions,
   BatchDecodeMlaWithPagedKVCacheWrapper,
 } from "./batchDecodeMla.ts";
-export { type BatchMLAOptions, BatchMLAPagedAttentionWrapper, type BatchMLARunOptions } from "./batchMla.ts";
+export { BatchMLAPagedAttentionWrapper } from "./batchMla.ts";
+export type { BatchMLAOptions, BatchMLARunOptions } from "./batchMlaOptions.ts";
 /** vLLM over Palu's latents: prefill after a cached context. */
 export { type ContextAttentionArgs, contextAttentionFwd } from "./contextAttention.ts";
 /** FlashInfer: batches over pages in compressed rows, and over contiguous rows. */

@@ -22,10 +22,16 @@ export type JaxPages = DeviceTensor | QuantizedPages;
 
 /** Pages that passed their checks, as BatchAttention takes them. */
 export interface CheckedJaxPages {
-  readonly numKvHeads: number;
+  /** What pages and queries say of the spec. There is no scale on the logits: queries come multiplied by it. */
+  readonly spec: {
+    readonly numQHeads: number;
+    readonly numKvHeads: number;
+    readonly headDim: number;
+    readonly pageSize: number;
+    readonly storage: ElementStorage | "i8";
+    readonly smScale: 1;
+  };
   readonly numPages: number;
-  readonly pageSize: number;
-  readonly storage: ElementStorage | "i8";
   readonly cache: KvTensors;
   readonly scales?: KvTensors;
 }
@@ -44,8 +50,11 @@ export function checkJaxPages(
   const [numKvHeads, numPages, pageSize, headDimK] = k.shape;
   if (headDimK !== headDim) throw new ShapeError(`headDim of kPages = ${headDimK} must be that of q = ${headDim}`);
   requireGroups(numQHeads, numKvHeads);
-  const shared = { numKvHeads, numPages, pageSize, cache: { k: headsLast(k), v: headsLast(v) } };
-  if (!("scales" in kPages) && !("scales" in vPages)) return { ...shared, storage: floatStorage("kPages", k) };
+  const cache = { k: headsLast(k), v: headsLast(v) };
+  const shape = { numQHeads, numKvHeads, headDim, pageSize, smScale: 1 } as const;
+  if (!("scales" in kPages) && !("scales" in vPages)) {
+    return { spec: { ...shape, storage: floatStorage("kPages", k) }, numPages, cache };
+  }
   if (!("scales" in kPages && "scales" in vPages)) {
     const missing = "scales" in kPages ? "vPages" : "kPages";
     throw new ArgumentError(`${missing} must be quantised, with scales, because the other pages are`);
@@ -56,18 +65,18 @@ export function checkJaxPages(
     if (sameShape(pages.scales.shape, expected)) continue;
     throw new ShapeError(`${name}.scales.shape = ${formatShape(pages.scales.shape)} must be ${formatShape(expected)}`);
   }
-  return { ...shared, storage: "i8", scales: { k: headsLast(kPages.scales), v: headsLast(vPages.scales) } };
+  const scales = { k: headsLast(kPages.scales), v: headsLast(vPages.scales) };
+  return { spec: { ...shape, storage: "i8" }, numPages, cache, scales };
 }
 
 /** The same elements as [pages, pageSize, numKvHeads, channels]. */
 function headsLast({ pointer, type, shape }: DeviceTensor): StridedTensor {
   const [numKvHeads, numPages, pageSize, channels] = shape;
-  const slot = channels;
   return {
     pointer,
     type,
     shape: [numPages, pageSize, numKvHeads, channels],
-    strides: [pageSize * slot, slot, numPages * pageSize * slot, 1],
+    strides: [pageSize * channels, channels, numPages * pageSize * channels, 1],
   };
 }
 

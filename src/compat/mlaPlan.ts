@@ -12,8 +12,13 @@ import { requireInt32 } from "./int32Arrays.ts";
 /** What a run decides: it is part of a kernel here. */
 export type MlaVariant = Pick<AbsorbedMlaSpec, "returnLse" | "lseBase" | "storage">;
 
+/** The originals' caches hold plain elements; scales for every 128 of them come at a run, if at all. */
+export interface PlannedMlaSpec extends AbsorbedMlaSpec {
+  readonly storage: ElementStorage;
+}
+
 interface CurrentPlan {
-  readonly spec: AbsorbedMlaSpec;
+  readonly spec: PlannedMlaSpec;
   readonly batch: AttentionBatch;
   readonly checkPages?: boolean;
 }
@@ -29,7 +34,7 @@ export class MlaPlan {
   }
 
   /** Keeps a plan for the runs to come. Throws ArgumentError for a spec or lengths that do not fit. */
-  plan(spec: AbsorbedMlaSpec, batch: AttentionBatch, checkPages?: boolean): void {
+  plan(spec: PlannedMlaSpec, batch: AttentionBatch, checkPages?: boolean): void {
     this.#current = { spec, batch, checkPages };
     try {
       this.variant({});
@@ -39,6 +44,7 @@ export class MlaPlan {
     }
   }
 
+  /** The last plan. Throws ArgumentError if there is none, or the last one failed. */
   get current(): CurrentPlan {
     if (!this.#current) throw new ArgumentError("plan must be called before run");
     return this.#current;
@@ -79,11 +85,12 @@ export function requireTensor(
   if (!fits) throw new ShapeError(`${name}.shape = ${formatShape(tensor.shape)} must be [${shape.join(", ")}]`);
 }
 
-const cacheTypes: readonly ElementStorage[] = ["f32", "f16", "bf16", "f8e4m3"];
+const cacheTypes = ["f32", "f16", "bf16", "f8e4m3"] as const;
 
-/** Throws ArgumentError unless a cache may have the type: FlashInfer's, and f32. */
-export function requireCacheType(name: string, type: ElementStorage): void {
-  if (cacheTypes.includes(type)) return;
+/** The type, if a cache may have it: FlashInfer's, and f32. Throws ArgumentError naming it. */
+export function cacheType(name: string, type: string): (typeof cacheTypes)[number] {
+  const found = cacheTypes.find((candidate) => candidate === type);
+  if (found) return found;
   throw new ArgumentError(`${name} = ${type} must be one of ${cacheTypes.join(", ")}`);
 }
 

@@ -55,12 +55,11 @@ export async function multiQueriesPagedAttention(
 ): Promise<ResultTensor> {
   requireAxes("q", q, "batch, maxQueries, numQHeads, headDim");
   const [batchSize, maxQueries, numQHeads, headDim] = q.shape;
-  const { numPages, ...pages } = checkJaxPages(kPages, vPages, { numQHeads, headDim });
+  const { spec, numPages, cache, scales } = checkJaxPages(kPages, vPages, { numQHeads, headDim });
   checkJaxLengths(lengths, pageIndices, batchSize, effectiveQLens);
   checkTuning(options, pageIndices.shape[1], maxQueries);
   checkQueries(lengths, effectiveQLens, maxQueries);
   const { maskValue = defaultMaskValue, attnLogitsSoftCap, out } = options;
-  const { numKvHeads, pageSize, storage, cache, scales } = pages;
   if (out && (!sameShape(out.shape, q.shape) || out.rowStride !== undefined)) {
     throw new ShapeError(
       `out.shape = ${formatShape(out.shape)} must be q.shape = ${formatShape(q.shape)}, without rowStride`,
@@ -71,13 +70,8 @@ export async function multiQueriesPagedAttention(
   const { out: result } = await attendOnce(
     device,
     {
-      headDim,
-      numQHeads,
-      numKvHeads,
-      pageSize,
-      storage,
+      ...spec,
       causal: true,
-      smScale: 1,
       softCap: softCapOf("attnLogitsSoftCap", attnLogitsSoftCap),
       maskValue: addedMask(maskValue),
     },

@@ -43,26 +43,14 @@ export async function pagedAttention(
 ): Promise<ResultTensor> {
   requireAxes("q", q, "batch, numQHeads, headDim");
   const [batchSize, numQHeads, headDim] = q.shape;
-  const { cache, scales, storage, numKvHeads, numPages, pageSize } = checkJaxPages(kPages, vPages, {
-    numQHeads,
-    headDim,
-  });
+  const { spec, numPages, cache, scales } = checkJaxPages(kPages, vPages, { numQHeads, headDim });
   checkJaxLengths(lengths, pageIndices, batchSize);
-  checkTuning(options, pageIndices.shape[1], numKvHeads, batchSize);
+  checkTuning(options, pageIndices.shape[1], spec.numKvHeads, batchSize);
   const { maskValue, attnLogitsSoftCap, out } = options;
   requireHiding(maskValue);
   const { out: result } = await attendOnce(
     device,
-    {
-      headDim,
-      numQHeads,
-      numKvHeads,
-      pageSize,
-      storage,
-      causal: false,
-      smScale: 1,
-      softCap: softCapOf("attnLogitsSoftCap", attnLogitsSoftCap),
-    },
+    { ...spec, causal: false, softCap: softCapOf("attnLogitsSoftCap", attnLogitsSoftCap) },
     {
       numRows: batchSize,
       numSeqs: batchSize,

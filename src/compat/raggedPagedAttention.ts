@@ -6,7 +6,7 @@ import type { KvTensors, ResultTensor } from "../attention/index.ts";
 import type { CpuDevice } from "../devices/index.ts";
 import type { ElementStorage } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
-import { ArgumentError, ShapeError, sameShape } from "../tensor/index.ts";
+import { ArgumentError, formatShape, ShapeError, sameShape } from "../tensor/index.ts";
 import {
   addedMask,
   attendOnce,
@@ -42,14 +42,16 @@ export interface RaggedPagedAttentionV2Options extends RaggedPagedAttentionV1Opt
   readonly vScale?: number;
 }
 
-/** Pages of either version. */
+/** Pages of either version, and what they say of the spec. */
 interface RaggedPages {
   readonly cache: KvTensors;
-  readonly storage: ElementStorage;
   readonly numPages: number;
-  readonly pageSize: number;
-  readonly numKvHeads: number;
-  readonly headDim: number;
+  readonly spec: {
+    readonly numKvHeads: number;
+    readonly headDim: number;
+    readonly pageSize: number;
+    readonly storage: ElementStorage;
+  };
 }
 
 /** Lengths of a call: those of the first numSeqs sequences count, the rest may be anything. */
@@ -86,13 +88,13 @@ export async function raggedPagedAttentionV1(
   requireAxes("kPages", kPages, "pages, pageSize, numKvHeads, headDim");
   if (!sameShape(kPages.shape, vPages.shape)) {
     throw new ShapeError(
-      `vPages.shape = [${vPages.shape.join(", ")}] must be kPages.shape = [${kPages.shape.join(", ")}]`,
+      `vPages.shape = ${formatShape(vPages.shape)} must be kPages.shape = ${formatShape(kPages.shape)}`,
     );
   }
   const lengths = { kvLens, pageIndices, cuQLens, numSeqs };
   const [numPages, pageSize, numKvHeads, headDim] = kPages.shape;
-  const pages = { numPages, pageSize, numKvHeads, headDim, storage: floatStorage("kPages", kPages) };
-  return attend(device, q, { ...pages, cache: { k: kPages, v: vPages } }, lengths, options);
+  const spec = { numKvHeads, headDim, pageSize, storage: floatStorage("kPages", kPages) };
+  return attend(device, q, { cache: { k: kPages, v: vPages }, numPages, spec }, lengths, options);
 }
 
 /**
@@ -116,37 +118,32 @@ export async function raggedPagedAttentionV2(
     throw new ArgumentError(`numCombinedKvHeads = ${numCombinedKvHeads} must be even: keys and values take turns`);
   }
   const lengths = { kvLens, pageIndices, cuQLens, numSeqs };
-  const storage = floatStorage("kvPages", kvPages);
-  const pages = { numPages, pageSize, numKvHeads: numCombinedKvHeads / 2, headDim, storage };
-  return attend(device, q, { ...pages, cache: { combined: kvPages } }, lengths, options);
+  const spec = { numKvHeads: numCombinedKvHeads / 2, headDim, pageSize, storage: floatStorage("kvPages", kvPages) };
+  return attend(device, q, { cache: { combined: kvPages }, numPages, spec }, lengths, options);
 }
 
 async function attend(
   device: CpuDevice,
   q: RowsTensor,
-  pages: RaggedPages,
+  { cache, numPages, spec }: RaggedPages,
   lengths: RaggedLengths,
   options: RaggedPagedAttentionV2Options,
 ): Promise<ResultTensor> {
   requireAxes("q", q, "maxTokens, numQHeads, headDim");
   const [numRows, numQHeads, headDim] = q.shape;
-  const { cache, storage, numPages, pageSize, numKvHeads, headDim: headDimK } = pages;
   const { smScale = 1, maskValue = defaultMaskValue, slidingWindow, softCap, kScale, vScale, out } = options;
-  if (headDimK !== headDim) {
-    throw new ShapeError(`headDim of the pages = ${headDimK} must be that of q = ${headDim}`);
+  if (spec.headDim !== headDim) {
+    throw new ShapeError(`headDim of the pages = ${spec.headDim} must be that of q = ${headDim}`);
   }
-  requireGroups(numQHeads, numKvHeads);
+  requireGroups(numQHeads, spec.numKvHeads);
   if (slidingWindow !== undefined) requirePositive({ slidingWindow });
   checkStatic(lengths, options);
-  const count = checkDynamic(lengths, numRows, pageSize);
+  const count = checkDynamic(lengths, numRows, spec.pageSize);
   const { out: result } = await attendOnce(
     device,
     {
-      headDim,
+      ...spec,
       numQHeads,
-      numKvHeads,
-      pageSize,
-      storage,
       causal: true,
       smScale,
       slidingWindow,

@@ -3,12 +3,12 @@
  * cache, then attended to. Source: tpu-inference's kernels/ragged_paged_attention/v3 (arXiv 2604.15464). The original runs decode, prefill and mixed
  * sequences as three launches; here one launch takes them all, and `distribution` only says how many there are.
  */
-import type { KvTensors, ResultTensor } from "../attention/index.ts";
+import type { ResultTensor } from "../attention/index.ts";
 import type { CpuDevice, DeviceBuffer } from "../devices/index.ts";
 import { recordAppendKv } from "../ops/appendKv/index.ts";
 import type { AttentionBatch } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
-import { ArgumentError, elementBytes, ShapeError, sameShape } from "../tensor/index.ts";
+import { ArgumentError, formatShape, ShapeError, sameShape } from "../tensor/index.ts";
 import {
   attendOnce,
   type CompatOptions,
@@ -18,6 +18,7 @@ import {
   softCapOf,
 } from "./attendOnce.ts";
 import { castTensor, roundedRows } from "./castTensor.ts";
+import { cacheRows, cacheView, slotsOf, type V3CacheRows } from "./raggedV3Cache.ts";
 import {
   alignedChannels,
   checkV3Lengths,
@@ -66,12 +67,6 @@ export interface RaggedPagedAttentionV3Result {
   readonly kvCache: DeviceTensor;
 }
 
-/** Where keys and values lie in the cache's rows: elements between heads, and from a key to its value. */
-interface CacheRows {
-  readonly headStride: number;
-  readonly valueOffset: number;
-}
-
 /**
  * Version 3. kvLens count the new tokens: rows cuQLens[s] up to cuQLens[s + 1] of queries, keys and values are the last tokens of sequence
  * s, and row i goes to token kvLens[s] - qLen + i of its pages. Slots of other tokens, and the channels and rows that pad the cache, stay
@@ -115,7 +110,7 @@ export async function raggedPagedAttentionV3(
   if (outDtype === "f32") return updateAndAttend(device, tensors, rows, lengths, options);
   if (out && (out.type !== outDtype || !sameShape(out.shape, queries.shape) || out.rowStride !== undefined)) {
     throw new ShapeError(
-      `out must be a dense ${outDtype} [${queries.shape.join(", ")}], got ${out.type} [${out.shape.join(", ")}]`,
+      `out must be a dense ${outDtype} ${formatShape(queries.shape)}, got ${out.type} ${formatShape(out.shape)}`,
     );
   }
   const result = await updateAndAttend(device, tensors, rows, lengths, { ...options, out: undefined });
@@ -156,7 +151,7 @@ export async function raggedPagedAttentionV3Hd64(
 async function updateAndAttend(
   device: CpuDevice,
   tensors: Readonly<Record<"queries" | "keys" | "values", RowsTensor>> & { readonly kvCache: DeviceTensor },
-  rows: CacheRows,
+  rows: V3CacheRows,
   lengths: V3Lengths,
   options: RaggedPagedAttentionV3Options,
   sinks?: DeviceTensor,
@@ -200,13 +195,12 @@ async function updateAndAttend(
       if (rounded.buffer) temporary.push(rounded.buffer);
       q = rounded;
     }
-    const args = { q, cache: cacheView(kvCache, rows, numKvHeads, headDim), sinks, out: options.out };
-    const factors = { kScale: kScale * (qScale ?? 1), vScale };
     const slots = slotsOf(batch, pageSize);
     const slotMapping = device.allocate(Math.max(4, slots.byteLength), "slot mapping");
     temporary.push(slotMapping);
     device.i32(slotMapping).set(slots);
-    const pages = { type: storage, numSlots: numPages * pageSize, ...slotStrides(kvCache, rows) };
+    const args = { q, cache: cacheView(kvCache, rows, numKvHeads, headDim), sinks, out: options.out };
+    const factors = { kScale: kScale * (qScale ?? 1), vScale };
     const result = await attendOnce(device, spec, batch, { ...args, ...factors }, options, (recorder) => {
       if (options.updateKvCache === false) return;
       recordAppendKv(
@@ -215,8 +209,7 @@ async function updateAndAttend(
         {
           k: keys,
           v: values,
-          kPages: { ...pages, pointer: kvCache.pointer },
-          vPages: { ...pages, pointer: kvCache.pointer + rows.valueOffset * elementBytes(storage) },
+          ...cacheRows(kvCache, rows, storage),
           slotMapping: { pointer: slotMapping.pointer, shape: [numRows], type: "i32" },
         },
       );
@@ -225,36 +218,4 @@ async function updateAndAttend(
   } finally {
     for (const buffer of temporary) device.free(buffer);
   }
-}
-
-/** The cache as keys and values [pages, pageSize, numKvHeads, headDim] inside its wider rows. */
-function cacheView(kvCache: DeviceTensor, rows: CacheRows, numKvHeads: number, headDim: number): KvTensors {
-  const [numPages, pageSize] = kvCache.shape;
-  const { slotStride, headStride } = slotStrides(kvCache, rows);
-  const view = {
-    type: kvCache.type,
-    shape: [numPages, pageSize, numKvHeads, headDim],
-    strides: [pageSize * slotStride, slotStride, headStride, 1],
-  };
-  return {
-    k: { ...view, pointer: kvCache.pointer },
-    v: { ...view, pointer: kvCache.pointer + rows.valueOffset * elementBytes(kvCache.type) },
-  };
-}
-
-function slotStrides({ shape }: DeviceTensor, { headStride }: CacheRows) {
-  return { slotStride: shape[2] * shape[3] * shape[4], headStride };
-}
-
-/** The slot of every row's token; -1 for rows past the sequences, which write nothing. Reads no page id of another token. */
-function slotsOf({ numRows, numSeqs, queryIndptr, kvLens, blockTables, maxPages }: AttentionBatch, pageSize: number) {
-  const slots = new Int32Array(numRows).fill(-1);
-  for (let s = 0; s < numSeqs; s++) {
-    const first = kvLens[s] - (queryIndptr[s + 1] - queryIndptr[s]);
-    for (let row = queryIndptr[s]; row < queryIndptr[s + 1]; row++) {
-      const token = first + row - queryIndptr[s];
-      slots[row] = blockTables[s * maxPages + Math.floor(token / pageSize)] * pageSize + (token % pageSize);
-    }
-  }
-  return slots;
 }

@@ -85,7 +85,12 @@ export class BatchPaluAttention {
     }
     const shared = {
       ...locateLatents(args.cache, layout, { ...spec, numPages }),
-      latent: { table: layer.table, up: layer.upK, bias: layer.keyBias, ...this.#recent(args) },
+      latent: {
+        table: spec.numGroups === undefined ? layer.table : layer.groupTable,
+        up: layer.upK,
+        bias: layer.keyBias,
+        ...this.#recent(args),
+      },
       qRowStride: checkHeads("q", args.q, numRows, numQHeads, spec.keys === "absorbed" ? maxRankK : headDim),
       alibiSlopes: headVector("alibiSlopes", args.alibiSlopes, spec),
       sinks: headVector("sinks", args.sinks, spec),
@@ -120,6 +125,10 @@ export class BatchPaluAttention {
   /** A layer carries its own copy of what it was made for; a table of other heads would send the kernel anywhere. */
   #checkLayer(layer: PaluLayer): void {
     if (layer.device !== this.device) throw new ArgumentError("layer belongs to another device");
+    const { numGroups } = this.spec;
+    if (numGroups !== undefined && numGroups !== layer.layout.numGroups) {
+      throw new ArgumentError(`layer has ${layer.layout.numGroups} groups, the spec has numGroups = ${numGroups}`);
+    }
     const names = ["numQHeads", "numKvHeads", "headDim", "maxRankK", "maxRankV", "keyBias"] as const;
     for (const name of names) {
       const [own, its] = [this.spec[name] ?? false, layer.spec[name] ?? false];

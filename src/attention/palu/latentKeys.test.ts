@@ -113,7 +113,7 @@ describe("rebuilt keys", () => {
     const spec = paluKernelSpec(paluSpec({ numKvHeads: 2, numQHeads: 2 * group }));
     expect(tasksPerItem(spec)).toBe(2);
     const plan = new AttentionPlan(spec, 1);
-    plan.update(paluCase(paluSpec(), { ranksK: [6], ranksV: [5] }, [{ queryLen: 1, kvLen: 300 }]).batch);
+    plan.update(paluCase(paluSpec(), { ranksK: [6], ranksV: [5] }, [{ queryLen: 1, kvLen: 200 }]).batch);
     expect(plan.numItems).toBe(1);
   });
 
@@ -195,6 +195,32 @@ describe("absorbed keys", () => {
     const [got, want] = [await paluOnDevice(device, absorbed), paluOnReference(rebuilt)];
     expect(largestError(got.out, want.out)).toBeLessThan(5e-6);
     expect(largestError(got.lse, want.lse)).toBeLessThan(3e-6);
+  });
+
+  it.each([1, 2, 4])("are the same for %i groups that share the loads of their latents", async (numGroups) => {
+    const ranks = { ranksK: [6, 4, 5, 6].slice(0, numGroups), ranksV: [3, 5, 2, 4].slice(0, numGroups) };
+    const rebuilt = paluCase(paluSpec({ rope: undefined, numQHeads: 8, numKvHeads: 4 }), ranks, mixed);
+    const q = absorbQueries(rebuilt.q, rebuilt.upK, ranks.ranksK, rebuilt.spec);
+    const spec: PaluSpec = { ...rebuilt.spec, keys: "absorbed" };
+    const want = await paluOnDevice(device, { ...rebuilt, spec, q });
+    const got = await paluOnDevice(device, { ...rebuilt, spec: { ...spec, numGroups }, q });
+    expect(largestError(got.out, want.out)).toBeLessThan(1e-6);
+    expect(largestError(got.lse, want.lse)).toBeLessThan(1e-6);
+    const reference = paluOnReference(rebuilt);
+    expect(largestError(got.out, reference.out)).toBeLessThan(5e-6);
+  });
+
+  it("want layers of the groups that the spec says", async () => {
+    const rebuilt = paluCase(paluSpec({ rope: undefined }), { ranksK: [6, 4], ranksV: [3, 5] }, mixed);
+    const q = absorbQueries(rebuilt.q, rebuilt.upK, [6, 4], rebuilt.spec);
+    const spec: PaluSpec = { ...rebuilt.spec, keys: "absorbed", numGroups: 1 };
+    await expect(paluOnDevice(device, { ...rebuilt, spec, q })).rejects.toThrow(
+      "layer has 2 groups, the spec has numGroups = 1",
+    );
+    expect(() => new BatchPaluAttention(device, { ...spec, numGroups: 3 })).toThrow("numGroups must divide numKvHeads");
+    expect(() => new BatchPaluAttention(device, { ...spec, keys: "rebuilt" })).toThrow(
+      "numGroups = 1 needs keys = absorbed",
+    );
   });
 
   it("do not read queries past the rank of their group", async () => {

@@ -3,7 +3,7 @@
  * outputs expanded by U_v. The cache itself is cache.ts's.
  */
 import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
-import { type LatentLayout, type LatentRanks, latentLayout } from "../../ops/attention/index.ts";
+import { type LatentLayout, type LatentRanks, latentLayout, latentTableWords } from "../../ops/attention/index.ts";
 import { type DeviceTensor, recordAddBias } from "../../ops/elementwise/index.ts";
 import { type HeadsTensor, recordHeadProjection } from "../../ops/headProjection/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
@@ -38,6 +38,8 @@ export class PaluLayer {
   readonly layout: LatentLayout;
   /** `LatentLayout.table` on the device. */
   readonly table: number;
+  /** The same with an entry for each group instead of each head. */
+  readonly groupTable: number;
   readonly upK: number;
   readonly keyBias: number | undefined;
   readonly #upV: number | undefined;
@@ -55,6 +57,10 @@ export class PaluLayer {
       const table = this.#allocate(this.layout.table.byteLength);
       device.i32(table).set(this.layout.table);
       this.table = table.pointer;
+      const groups = groupEntries(this.layout);
+      const groupTable = this.#allocate(groups.byteLength);
+      device.i32(groupTable).set(groups);
+      this.groupTable = groupTable.pointer;
       this.upK = "pointer" in factors.upK ? factors.upK.pointer : this.#upload(factors.upK);
       this.keyBias = factors.keyBias && this.#upload(factors.keyBias);
       this.#upV = factors.upV && this.#upload(factors.upV);
@@ -224,4 +230,15 @@ function headSlice(
     headStride,
     rowStride: tensor.rowStride ?? rowLength,
   };
+}
+
+/** The entries of each group's first head, where the outputs of the group begin too. */
+function groupEntries({ table, numGroups }: LatentLayout): Int32Array {
+  const numHeads = table.length / latentTableWords;
+  const groups = new Int32Array(numGroups * latentTableWords);
+  for (let group = 0; group < numGroups; group++) {
+    const at = group * (numHeads / numGroups) * latentTableWords;
+    groups.set(table.subarray(at, at + latentTableWords), group * latentTableWords);
+  }
+  return groups;
 }

@@ -1,5 +1,5 @@
 /** What compiles Palu's attention, and the spec of the kernel that follows from it. Ranks of a layer are layer.ts's. */
-import { type AttentionSpec, validateAttentionSpec } from "../../ops/attention/index.ts";
+import { type AttentionSpec, requireInteger, validateAttentionSpec } from "../../ops/attention/index.ts";
 import { ArgumentError } from "../../tensor/index.ts";
 
 /**
@@ -18,6 +18,11 @@ export interface PaluSpec extends Omit<AttentionSpec, "mla" | "latent" | "headDi
    * with U_k^T (`PaluLayer.recordAbsorb`) and meet the latents as they are: for models without rope and bias.
    */
   readonly keys?: "rebuilt" | "absorbed";
+  /**
+   * Head groups of every layer, for absorbed keys: all query heads of a group then share the loads of its latents, where otherwise only those of
+   * a key/value head do. The result is the same.
+   */
+  readonly numGroups?: number;
   /** The layers have a bias of the keys. */
   readonly keyBias?: boolean;
   /** The last tokens of a sequence lie in windows of this type, until they are quantised: see LatentWindows. */
@@ -26,7 +31,7 @@ export interface PaluSpec extends Omit<AttentionSpec, "mla" | "latent" | "headDi
 
 /** The spec of the attention kernel. Throws ArgumentError for a spec that is out of range. */
 export function paluKernelSpec(spec: PaluSpec): AttentionSpec {
-  const { maxRankK, maxRankV, keys = "rebuilt", keyBias, recent, headDim, ...shared } = spec;
+  const { maxRankK, maxRankV, keys = "rebuilt", keyBias, recent, headDim, numGroups, ...shared } = spec;
   if (keys !== "rebuilt" && keys !== "absorbed") {
     throw new ArgumentError(`keys must be rebuilt or absorbed, got ${keys}`);
   }
@@ -34,8 +39,21 @@ export function paluKernelSpec(spec: PaluSpec): AttentionSpec {
     if (name in spec)
       throw new ArgumentError(`${name} is not for Palu's attention: maxRankK, maxRankV and keys say it`);
   }
+  if (numGroups !== undefined) {
+    if (keys !== "absorbed") {
+      throw new ArgumentError(
+        `numGroups = ${numGroups} needs keys = absorbed: rebuilt keys differ between the heads of a group`,
+      );
+    }
+    requireInteger("numGroups", numGroups, 1);
+    if (spec.numKvHeads % numGroups !== 0) {
+      throw new ArgumentError(`numGroups must divide numKvHeads = ${spec.numKvHeads}, got ${numGroups}`);
+    }
+  }
   const kernelSpec: AttentionSpec = {
     ...shared,
+    // Absorbed queries of a group meet the same latents: to the kernel the group is the head.
+    numKvHeads: numGroups ?? spec.numKvHeads,
     headDim: keys === "absorbed" ? maxRankK : headDim,
     headDimV: maxRankV,
     latent: { maxRankK, keys, bias: keyBias, recent },

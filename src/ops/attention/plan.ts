@@ -190,7 +190,9 @@ export class AttentionPlan {
     const keyEnd = this.#keyEnd(position, tokens, kvLen);
     const firstChunk = Math.floor(keyBegin / splitSize);
     const numChunks = Math.ceil(keyEnd / splitSize) - firstChunk;
-    if (numChunks < 2 || tokens * (keyEnd - keyBegin) <= splitWork) {
+    // The heads of one token's chunk run one after the other, and read neighbouring parts of the same pages.
+    const sharesPages = tokens === 1 && this.spec.numKvHeads > 1;
+    if (numChunks < 2 || (!sharesPages && tokens * (keyEnd - keyBegin) <= splitWork)) {
       this.#addItem(row, tokens, sequence, position, keyBegin, keyEnd, -1);
       return;
     }

@@ -40,6 +40,9 @@ describe("tensors of the host's numbers", () => {
       "values must have the 4 elements of shape [2, 2], got 1",
     );
     expect(() => createTensor(device, "u16", [1], [1])).toThrow("i32, i8 or u8, got u16");
+    expect(() => createTensor(device, "f32", [2, -1])).toThrow("shape[1] must be an integer of at least 0, got -1");
+    expect(() => createTensor(device, "i32", [2], [1, 1.5])).toThrow("values[1] must be a number of type i32, got 1.5");
+    expect(() => createTensor(device, "u8", [1], [256])).toThrow("values[0] must be a number of type u8, got 256");
     expect(device.stats().numBuffers).toBe(before);
   });
 });

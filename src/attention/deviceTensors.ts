@@ -3,7 +3,7 @@
  * its own layout writes `{ pointer, shape, type }` by hand; rows of quantised storages are made by `encodeRows` or an append.
  */
 import type { CpuDevice, DeviceBuffer } from "../devices/index.ts";
-import { decodeRows, type ElementStorage, encodeRows } from "../ops/attention/index.ts";
+import { decodeRows, type ElementStorage, encodeRows, requireInteger } from "../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 import { ArgumentError, type ElementType, elementBytes, numElements, ShapeError } from "../tensor/index.ts";
 
@@ -16,8 +16,8 @@ export interface OwnedTensor extends DeviceTensor {
 export type TensorValues = Float32Array | Int32Array | Int8Array | Uint8Array;
 
 /**
- * A tensor of these values, zeros without any. Numbers are rounded to nearest, as an append rounds them. Throws CapacityError when there is
- * no room, and what `writeTensor` throws.
+ * A tensor of these values, zeros without any. Throws CapacityError when there is no room, ArgumentError for extents that are no whole
+ * numbers, and what `writeTensor` throws.
  */
 export function createTensor(
   device: CpuDevice,
@@ -25,6 +25,7 @@ export function createTensor(
   shape: readonly number[],
   values?: ArrayLike<number>,
 ): OwnedTensor {
+  for (const [axis, extent] of shape.entries()) requireInteger(`shape[${axis}]`, extent, 0);
   const buffer = device.allocate(Math.max(4, numElements(shape) * elementBytes(type)), `tensor of ${type}`);
   const tensor = { pointer: buffer.pointer, shape, type, buffer };
   try {
@@ -37,8 +38,9 @@ export function createTensor(
 }
 
 /**
- * Writes all elements of a dense tensor. Throws ShapeError for values of another number, ArgumentError for a type that is not one of
- * `TensorValues`.
+ * Writes all elements of a dense tensor. Numbers are rounded to the nearest of a floating-point type, as an append rounds them. Throws
+ * ShapeError for values of another number, ArgumentError for a type that is not one of `TensorValues`, and for a value that an integer
+ * type does not have.
  */
 export function writeTensor(device: CpuDevice, tensor: DeviceTensor, values: ArrayLike<number>): void {
   const { pointer, shape, type } = tensor;
@@ -48,12 +50,20 @@ export function writeTensor(device: CpuDevice, tensor: DeviceTensor, values: Arr
       `values must have the ${length} elements of shape [${shape.join(", ")}], got ${values.length}`,
     );
   }
-  if (type === "i32") device.i32At(pointer, length).set(values);
-  else if (type === "i8") device.i8At(pointer, length).set(values);
-  else if (type === "u8") device.u8At(pointer, length).set(values);
+  if (type === "i32") writeIntegers(device.i32At(pointer, length), type, values);
+  else if (type === "i8") writeIntegers(device.i8At(pointer, length), type, values);
+  else if (type === "u8") writeIntegers(device.u8At(pointer, length), type, values);
   else {
     const { units } = encodeRows(floatType(type), values, 1);
     device.u8At(pointer, units.byteLength).set(new Uint8Array(units.buffer, units.byteOffset, units.byteLength));
+  }
+}
+
+/** A typed array would cut off what it has no room for, and a page or a slot would be another one. */
+function writeIntegers(to: Int32Array | Int8Array | Uint8Array, type: ElementType, values: ArrayLike<number>): void {
+  to.set(values);
+  for (let i = 0; i < values.length; i++) {
+    if (to[i] !== values[i]) throw new ArgumentError(`values[${i}] must be a number of type ${type}, got ${values[i]}`);
   }
 }
 

@@ -49,5 +49,9 @@ describe("batchOf", () => {
     );
     expect(() => batchOf([{ ...paged, firstRow: 1 }], 9)).toThrow("sequences[0] must have pages and no firstRow");
     expect(() => batchOf([{ queryLen: 1, kvLen: 5 }, paged], 9)).toThrow("sequences[1] must have no pages");
+    expect(() => batchOf([{ ...paged, pages: [0, 1.5] }], 9)).toThrow("sequences[0].pages[1] must be an integer of at");
+    expect(() => batchOf([{ queryLen: 1, kvLen: 5, firstRow: 0.5 }], 9)).toThrow(
+      "sequences[0].firstRow must be an int",
+    );
   });
 });

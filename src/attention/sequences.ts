@@ -18,8 +18,8 @@ export interface BatchSequence {
 }
 
 /**
- * The sequences one after the other, their query rows without gaps from row 0 on. Throws ArgumentError for lengths that are none, and for a
- * list with and without pages; what else does not fit is found by `plan`.
+ * The sequences one after the other, their query rows without gaps from row 0 on. Throws ArgumentError for lengths, pages and rows that are
+ * none, and for a list with and without pages; what else does not fit is found by `plan`.
  *
  * @param numPages Pages of the pool, or rows of contiguous keys.
  */
@@ -36,6 +36,8 @@ export function batchOf(sequences: readonly BatchSequence[], numPages: number): 
         `sequences[${s}] must have ${isPaged ? "pages and no firstRow" : "no pages"}, as sequences[0] has`,
       );
     }
+    if (firstRow !== undefined) requireInteger(`sequences[${s}].firstRow`, firstRow, 0);
+    for (const [j, page] of Array.from(pages ?? []).entries()) requireInteger(`sequences[${s}].pages[${j}]`, page, 0);
     queryIndptr[s + 1] = queryIndptr[s] + queryLen;
     pageIndptr[s + 1] = pageIndptr[s] + (pages?.length ?? 1);
   }

@@ -23,6 +23,7 @@ describe("getBatchIndicesPositions", () => {
     expect(() => getBatchIndicesPositions([0, 3], [9], 2)).toThrow("exceed the 2 rows, got 0 then 3 for sequence 0");
     expect(() => getBatchIndicesPositions([0, 3], [2], 3)).toThrow("seqLens[0] = 2 must count the 3 new tokens");
     expect(() => getBatchIndicesPositions([0, 1, 2], [2], 2)).toThrow("an entry for each of 2 sequences, got 1");
+    expect(() => getBatchIndicesPositions([0, 1], [Number.NaN], 2)).toThrow("seqLens[0] must be whole numbers");
   });
 });
 
@@ -61,5 +62,7 @@ describe("slotMappingOf", () => {
     expect(() => slotMappingOf(places([2], [0]), [1, 2], [0, 1, 2], 4)).toThrow(
       "batchIndices[0] = 2 is not a sequence",
     );
+    expect(() => slotMappingOf(places([0], [5]), [1], [0, 2], 4)).toThrow("kvIndices[1] = undefined must be a page");
+    expect(() => slotMappingOf(places([0], [1]), [-1], [0, 1], 4)).toThrow("kvIndices[0] = -1 must be a page");
   });
 });

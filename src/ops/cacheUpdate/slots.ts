@@ -15,7 +15,8 @@ export interface TokenPlaces {
  * the seqLens[s] tokens of sequence s, the new ones counted. Rows from appendIndptr[numSeqs] up to `numRows` are padding: sequence -1,
  * position 0. FlashInfer's get_batch_indices_positions, whose nnz is `numRows`.
  *
- * Throws ArgumentError for offsets that fall or exceed `numRows`, and for more new tokens than the sequence has.
+ * Throws ArgumentError for offsets that fall or exceed `numRows`, for lengths that are no whole numbers, and for more new tokens than the
+ * sequence has.
  */
 export function getBatchIndicesPositions(
   appendIndptr: ArrayLike<number>,
@@ -34,6 +35,11 @@ export function getBatchIndicesPositions(
     if (end < begin || end > numRows) {
       throw new ArgumentError(
         `appendIndptr must not fall nor exceed the ${numRows} rows, got ${begin} then ${end} for sequence ${s}`,
+      );
+    }
+    if (!Number.isInteger(end) || !Number.isInteger(seqLens[s])) {
+      throw new ArgumentError(
+        `appendIndptr[${s + 1}] and seqLens[${s}] must be whole numbers, got ${end} and ${seqLens[s]}`,
       );
     }
     if (end - begin > seqLens[s]) {
@@ -79,7 +85,7 @@ export function getSeqLens(
  * order. -1 for a token without sequence. With `appendKv` this is FlashInfer's append_paged_kv_cache, with `appendMla` its
  * append_paged_mla_kv_cache.
  *
- * Throws ArgumentError for a position past the pages of its sequence, and for two tokens in one slot: a page that sequences share must be
+ * Throws ArgumentError for a position past the pages of its sequence, a page that is none, and two tokens in one slot: a page that sequences share must be
  * copied before one of them is appended to.
  */
 export function slotMappingOf(
@@ -104,7 +110,12 @@ export function slotMappingOf(
         `positions[${token}] = ${position} is not in the ${numPages} pages of ${pageSize} tokens of sequence ${sequence}`,
       );
     }
-    const slot = kvIndices[kvIndptr[sequence] + pageIndex] * pageSize + (position % pageSize);
+    const place = kvIndptr[sequence] + pageIndex;
+    const page = kvIndices[place];
+    if (!Number.isInteger(page) || page < 0) {
+      throw new ArgumentError(`kvIndices[${place}] = ${page} must be a page of sequence ${sequence}`);
+    }
+    const slot = page * pageSize + (position % pageSize);
     const other = writers.get(slot);
     if (other !== undefined) {
       throw new ArgumentError(

@@ -1,6 +1,7 @@
 /** The Hadamard kernel: a product with the small factor, then butterflies; and the class that owns the factors on a device. */
 import type { CpuDevice, DeviceBuffer } from "../../devices/index.ts";
 import { defineKernel, type KernelTarget } from "../../kernels/index.ts";
+import { ArgumentError } from "../../tensor/index.ts";
 import { elementAddress, forLanes, lanesScratchBytes } from "../elementwise/lanes.ts";
 import { checkPositive } from "../elementwise/rows.ts";
 import type { Recorder } from "../recorder.ts";
@@ -77,24 +78,29 @@ interface Block extends HadamardKernelSpec {
 export class CpuHadamard {
   readonly device: CpuDevice;
   readonly spec: HadamardSpec;
-  readonly #blocks: readonly Block[];
+  readonly #blocks: Block[] = [];
 
-  /** Throws ArgumentError for a dimension that is no positive whole number. */
+  /** Throws ArgumentError for a dimension that is no positive whole number, CapacityError when there is no room. */
   constructor(device: CpuDevice, spec: HadamardSpec) {
     checkPositive("dim", spec.dim);
     this.device = device;
     this.spec = spec;
     let begin = 0;
-    this.#blocks = hadamardBlocks(spec.dim).map((size) => {
-      const block = { begin, size, ...kernelSpec(size), matrix: this.#factorMatrix(size) };
-      begin += size;
-      return block;
-    });
+    try {
+      for (const size of hadamardBlocks(spec.dim)) {
+        this.#blocks.push({ begin, size, ...kernelSpec(size), matrix: this.#factorMatrix(size) });
+        begin += size;
+      }
+    } catch (error) {
+      this.release();
+      throw error;
+    }
   }
 
-  /** Records the transform of rows. Throws ShapeError or ArgumentError naming the argument that does not fit. */
+  /** Records the transform of rows. Throws ShapeError or ArgumentError naming the argument that does not fit; ArgumentError after `release`. */
   record({ commands }: Pick<Recorder, "commands">, args: HadamardArgs): void {
     const { numRows, xStride, outStride } = checkHadamard(this.spec, args);
+    if (this.#blocks.length === 0) throw new ArgumentError("record: this transform was released");
     if (numRows === 0) return;
     for (const [i, { begin, size, factor, doublings, matrix }] of this.#blocks.entries()) {
       commands.launch(
@@ -115,7 +121,7 @@ export class CpuHadamard {
 
   /** Gives the device memory back. */
   release(): void {
-    for (const { matrix } of this.#blocks) this.device.free(matrix);
+    for (const { matrix } of this.#blocks.splice(0)) this.device.free(matrix);
   }
 
   /** The columns of the small factor one after the other (its rows for the inverse), times the norm of the block. */

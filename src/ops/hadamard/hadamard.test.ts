@@ -176,7 +176,9 @@ describe.each(Object.entries(testDevices))("the Hadamard transform on %s", (_nam
       "out.rowStride must be at least 16",
     );
     expect(() => new CpuHadamard(test.device, { dim: -1 })).toThrow("dim must be a whole number of at least 1, got -1");
-    commands.free();
     transform.release();
+    transform.release();
+    expect(() => transform.record({ commands }, { x, out: x })).toThrow("record: this transform was released");
+    commands.free();
   });
 });

@@ -16,6 +16,7 @@ import { copyPagesKernel } from "../ops/copyPages/index.ts";
 import { elementwiseKernel } from "../ops/elementwise/index.ts";
 import { embeddingKernel } from "../ops/embedding/cpu.ts";
 import { gatedActivationKernel } from "../ops/gatedActivation/index.ts";
+import { gatherRowsKernel } from "../ops/gatherRows/cpu.ts";
 import { gatherSlotsKernel } from "../ops/gatherSlots/index.ts";
 import { hadamardKernel } from "../ops/hadamard/index.ts";
 import { absorbHeadsKernel, absorbManyKernel, expandHeadsKernel } from "../ops/headProjection/index.ts";
@@ -99,6 +100,7 @@ export const kernelCatalog: readonly CatalogEntry[] = [
   entry(hadamardKernel, { factor: 12, doublings: 3 }),
   entry(gatedActivationKernel, { activation: "silu" }),
   entry(elementwiseKernel, { operation: "add" }),
+  entry(gatherRowsKernel, { columns: 256 }),
   entry(softCapKernel, {}),
   entry(chunkStatisticsKernel, { withLogSumExp: true }),
   entry(mergeStatisticsKernel, { withLogSumExp: true }),

@@ -11,8 +11,8 @@ import {
   type Operand,
   type Value,
 } from "../../kernels/index.ts";
+import { type EncodeOptions, smallestRange, validateEncoding } from "../attention/groupedCodec.ts";
 import type { ElementStorage, GroupedStorage, PageStorage, TiledStorage } from "../attention/storage.ts";
-import { type EncodeOptions, smallestRange, validateEncoding } from "../attention/storageCodec.ts";
 import { type Address, type Block, forBlocks, largestMagnitude, type RowSource, rangeOf } from "./rowBlocks.ts";
 
 /** How rows are stored. */

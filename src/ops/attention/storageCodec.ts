@@ -1,6 +1,7 @@
 /**
  * Rows of keys and values as each storage type holds them: the definition of what an append writes and of what attention reads, on the
- * host. The types and the sizes of their rows are in storage.ts, appending on a device in ops/appendKv, reading there in keyLoader.ts.
+ * host. Grouped codes are in groupedCodec.ts; the types and the sizes of their rows in storage.ts. Appending on a device is the work of
+ * ops/appendKv, reading there of keyLoader.ts.
  */
 import {
   ArgumentError,
@@ -13,14 +14,11 @@ import {
   f32ToE4m3,
   f32ToE5m2,
 } from "../../tensor/index.ts";
-import {
-  type ElementStorage,
-  type GroupedStorage,
-  type PageStorage,
-  rowElements,
-  rowScales,
-  type TiledStorage,
-} from "./storage.ts";
+import { largestMagnitude, saturate } from "./codeRounding.ts";
+import { decodeGrouped, type EncodeOptions, encodeGrouped, validateEncoding } from "./groupedCodec.ts";
+import { type ElementStorage, type PageStorage, rowElements, rowScales, type TiledStorage } from "./storage.ts";
+
+export type { EncodeOptions } from "./groupedCodec.ts";
 
 /** Units of a storage (see `storageBytes`) as they lie in memory. */
 export type StorageUnits = Float32Array | Uint16Array | Uint8Array | Int8Array;
@@ -29,31 +27,6 @@ export type StorageUnits = Float32Array | Uint16Array | Uint8Array | Int8Array;
 export interface StoredRows {
   readonly units: StorageUnits;
   readonly scales: Float32Array;
-}
-
-/** How the scale of grouped codes is chosen; the other types leave no choice. */
-export interface EncodeOptions {
-  /**
-   * Which numbers the codes of a group reach.
-   *
-   * - "withZero" (default): from the smallest to the largest of its numbers, and 0. Every number is kept to half a step.
-   * - "values": from the smallest to the largest, Palu's choice. The zero point is a code all the same, so that a group needs numbers on
-   *   both sides of 0: one whose numbers are all positive (all negative) saturates at max - min, and equal numbers come back near 0.
-   * - "symmetric": as far on both sides of 0 as the largest magnitude.
-   */
-  readonly range?: "withZero" | "values" | "symmetric";
-  /** Share of the range that is kept, from 0 to 1; numbers beyond it saturate. 1 by default. */
-  readonly clipRatio?: number;
-}
-
-/** Throws ArgumentError naming the option that is out of range. */
-export function validateEncoding({ range = "withZero", clipRatio = 1 }: EncodeOptions): void {
-  if (!["withZero", "values", "symmetric"].includes(range)) {
-    throw new ArgumentError(`encoding.range must be withZero, values or symmetric, got ${range}`);
-  }
-  if (!(clipRatio >= 0 && clipRatio <= 1)) {
-    throw new ArgumentError(`encoding.clipRatio must be a number from 0 to 1, got ${clipRatio}`);
-  }
 }
 
 /**
@@ -111,27 +84,13 @@ export function decodeRows(storage: PageStorage, { units, scales }: StoredRows, 
   const values = new Float32Array(numRows * channels);
   for (let row = 0; row < numRows; row++) {
     const codes = units.subarray(row * unitsPerRow, (row + 1) * unitsPerRow);
-    const scaleAt = row * scalesPerRow;
-    for (let d = 0; d < channels; d++) {
-      values[row * channels + d] = decodeOne(storage, codes, d, scales, scaleAt);
-    }
+    const rowOfScales = scales.subarray(row * scalesPerRow, (row + 1) * scalesPerRow);
+    const to = values.subarray(row * channels, (row + 1) * channels);
+    if (storage === "i8") decodeInt8(codes, rowOfScales, to);
+    else if (storage.kind === "grouped") decodeGrouped(storage, codes, rowOfScales, to);
+    else decodeTiled(storage, codes, rowOfScales, to);
   }
   return values;
-}
-
-function decodeOne(
-  storage: "i8" | GroupedStorage | TiledStorage,
-  codes: StorageUnits,
-  channel: number,
-  scales: Float32Array,
-  scaleAt: number,
-): number {
-  if (storage === "i8") return (codes[channel] * scales[scaleAt]) / 127.5;
-  if (storage.kind === "tiled") return e4m3ToF32(codes[channel]) * scales[scaleAt + Math.floor(channel / storage.tile)];
-  const group = storage.groupSize === 0 ? 0 : Math.floor(channel / storage.groupSize);
-  const scale = scales[scaleAt + 2 * group];
-  const zero = scales[scaleAt + 2 * group + 1];
-  return (readCode(codes, channel, storage.bits) - zero) * scale;
 }
 
 interface ElementCodec {
@@ -166,52 +125,8 @@ function encodeInt8(x: Float32Array, codes: Uint8Array, scales: Float32Array): v
   for (let d = 0; d < x.length; d++) codes[d] = saturate(Math.fround(x[d] * factor), -128, 127);
 }
 
-function encodeGrouped(
-  { bits, groupSize }: GroupedStorage,
-  x: Float32Array,
-  codes: Uint8Array,
-  scales: Float32Array,
-  options: EncodeOptions,
-): void {
-  const largestCode = 2 ** bits - 1;
-  const step = groupSize === 0 ? x.length : groupSize;
-  for (let begin = 0, group = 0; begin < x.length; begin += step, group++) {
-    const values = x.subarray(begin, begin + step);
-    const { scale, zero } = groupScale(values, bits, options);
-    scales[2 * group] = scale;
-    scales[2 * group + 1] = zero;
-    for (let i = 0; i < values.length; i++) {
-      const steps = roundHalfEven(Math.fround(values[i] / scale));
-      writeCode(codes, begin + i, bits, saturate(steps + zero, 0, largestCode));
-    }
-  }
-}
-
-function groupScale(
-  values: Float32Array,
-  bits: number,
-  { range = "withZero", clipRatio = 1 }: EncodeOptions,
-): { readonly scale: number; readonly zero: number } {
-  const clip = Math.fround(clipRatio);
-  const smallest = smallestRange(range);
-  if (range === "symmetric") {
-    const reach = Math.fround(Math.max(largestMagnitude(values), smallest) * clip);
-    return { scale: Math.fround(reach / (2 ** (bits - 1) - 1)), zero: 2 ** (bits - 1) };
-  }
-  const largestCode = 2 ** bits - 1;
-  const numbers = range === "withZero" ? [0, ...values] : [...values];
-  const max = Math.fround(numbers.reduce((a, b) => Math.max(a, b)) * clip);
-  const min = Math.fround(numbers.reduce((a, b) => Math.min(a, b)) * clip);
-  const scale = Math.fround(Math.max(Math.fround(max - min), smallest) / largestCode);
-  return { scale, zero: saturate(Math.fround(-min / scale), 0, largestCode) };
-}
-
-/**
- * The least range of a group, which keeps its scale away from 0. Palu's two have 1e-5; where 0 is in the range, only a group of zeros and
- * numbers that f32 has few bits for need one.
- */
-export function smallestRange(range: EncodeOptions["range"] = "withZero"): number {
-  return range === "withZero" ? 2 ** -100 : Math.fround(1e-5);
+function decodeInt8(codes: ArrayLike<number>, scales: ArrayLike<number>, x: Float32Array): void {
+  for (let d = 0; d < x.length; d++) x[d] = (codes[d] * scales[0]) / 127.5;
 }
 
 function encodeTiled({ tile }: TiledStorage, x: Float32Array, codes: Uint8Array, scales: Float32Array): void {
@@ -224,44 +139,21 @@ function encodeTiled({ tile }: TiledStorage, x: Float32Array, codes: Uint8Array,
   }
 }
 
+function decodeTiled(
+  { tile }: TiledStorage,
+  codes: ArrayLike<number>,
+  scales: ArrayLike<number>,
+  x: Float32Array,
+): void {
+  for (let d = 0; d < x.length; d++) x[d] = e4m3ToF32(codes[d]) * scales[Math.floor(d / tile)];
+}
+
 /** The smallest power of two that is not below a normal f32; NaN and infinity as they are. */
 function powerOfTwoAbove(value: number): number {
   if (!Number.isFinite(value)) return value;
   let power = 2 ** Math.floor(Math.log2(value));
   while (power < value) power *= 2;
   return power;
-}
-
-function largestMagnitude(x: Float32Array): number {
-  return x.reduce((largest, value) => Math.max(largest, Math.abs(value)), 0);
-}
-
-/** Rounded and saturated; 0 for NaN. */
-function saturate(value: number, low: number, high: number): number {
-  return Number.isNaN(value) ? 0 : Math.min(Math.max(roundHalfEven(value), low), high);
-}
-
-function roundHalfEven(value: number): number {
-  const down = Math.floor(value);
-  if (value - down !== 0.5) return Math.round(value);
-  return down % 2 === 0 ? down : down + 1;
-}
-
-/** Code `index` of a row: `bits` bits of the little-endian stream, from bit index * bits on. */
-function readCode(bytes: StorageUnits, index: number, bits: number): number {
-  const at = index * bits;
-  const byte = at >> 3;
-  // A code of 3 bits may reach into the next byte; the row's padding keeps that inside the row where it does.
-  const word = bytes[byte] | ((bytes[byte + 1] ?? 0) << 8);
-  return (word >> (at & 7)) & (2 ** bits - 1);
-}
-
-function writeCode(bytes: Uint8Array, index: number, bits: number, value: number): void {
-  const at = index * bits;
-  const byte = at >> 3;
-  const word = value << (at & 7);
-  bytes[byte] |= word;
-  if (word > 0xff) bytes[byte + 1] |= word >> 8;
 }
 
 function countRows(name: string, length: number, rowLength: number): number {

@@ -22,10 +22,8 @@ import { AbsorbedMla, type AbsorbedMlaSpec } from "./absorbed.ts";
 import type { MlaCacheTensors } from "./cache.ts";
 import { kvBProjRows, type MlaDims, validateMlaDims } from "./dims.ts";
 import { RebuiltMla, rowsFrom } from "./rebuilt.ts";
+import { batchOf, cutIntoSegments, type MlaSegment, type MlaStepForm } from "./segments.ts";
 import { Workspace } from "./workspace.ts";
-
-/** Which way attention is computed; the results agree to rounding. */
-export type MlaStepForm = "absorbed" | "rebuilt";
 
 /** What compiles kernels, how tokens are cached, and how a step is computed. */
 export interface BatchMlaSpec
@@ -64,18 +62,6 @@ export interface BatchMlaArgs {
   /** What cached latents and rope keys have been divided by; 1 by default. */
   readonly ckvScale?: number;
   readonly kpeScale?: number;
-}
-
-/** Neighbouring sequences of one form, and their rows. */
-export interface MlaSegment {
-  readonly form: MlaStepForm;
-  /** Its number among the segments of its form. */
-  readonly index: number;
-  readonly firstSeq: number;
-  readonly endSeq: number;
-  readonly firstRow: number;
-  /** The rows past the batch belong to the last segment. */
-  readonly endRow: number;
 }
 
 /** Latent attention of one spec on one device: `plan` once a step, `record` or `run` once a layer. Memory only grows, until `release`. */
@@ -250,38 +236,6 @@ export class BatchMLAPagedAttention {
  */
 export function mlaAbsorbThreshold(dims: MlaDims, kvLen: number): number {
   return absorbThreshold({ ...dims, hiddenSize: 1 }, kvLen);
-}
-
-/** Runs of neighbouring sequences of one form; one of no sequences for a batch without any. */
-function cutIntoSegments(batch: AttentionBatch, formOf: (sequence: number) => MlaStepForm): MlaSegment[] {
-  const { numRows, numSeqs, queryIndptr } = batch;
-  const segments: MlaSegment[] = [];
-  for (let firstSeq = 0; firstSeq < numSeqs || segments.length === 0; ) {
-    const form = firstSeq < numSeqs ? formOf(firstSeq) : "absorbed";
-    let endSeq = Math.min(firstSeq + 1, numSeqs);
-    while (endSeq < numSeqs && formOf(endSeq) === form) endSeq++;
-    const endRow = endSeq === numSeqs ? numRows : queryIndptr[endSeq];
-    const index = segments.filter((segment) => segment.form === form).length;
-    segments.push({ form, index, firstSeq, endSeq, firstRow: queryIndptr[firstSeq], endRow });
-    firstSeq = endSeq;
-    if (numSeqs === 0) break;
-  }
-  return segments;
-}
-
-/** The batch of a segment's sequences and rows. */
-function batchOf(batch: AttentionBatch, { firstSeq, endSeq, firstRow, endRow }: MlaSegment): AttentionBatch {
-  const { blockTables, maxPages, pageIndptr } = batch;
-  return {
-    ...batch,
-    numRows: endRow - firstRow,
-    numSeqs: endSeq - firstSeq,
-    queryIndptr: batch.queryIndptr.slice(firstSeq, endSeq + 1).map((row) => row - firstRow),
-    kvLens: batch.kvLens.subarray(firstSeq, endSeq),
-    blockTables: pageIndptr ? blockTables : blockTables.subarray(firstSeq * maxPages),
-    pageIndptr: pageIndptr?.subarray(firstSeq),
-    positionOffsets: batch.positionOffsets?.subarray(firstSeq),
-  };
 }
 
 /** Heads of the rows from one on. */

@@ -9,8 +9,6 @@ export {
   BatchMLAPagedAttention,
   type BatchMlaArgs,
   type BatchMlaSpec,
-  type MlaSegment,
-  type MlaStepForm,
   mlaAbsorbThreshold,
 } from "./batchMla.ts";
 export type { MlaCacheSpec, MlaCacheTensors, MlaStorage } from "./cache.ts";
@@ -31,5 +29,6 @@ export {
   sparseMlaReference,
 } from "./pagedReference.ts";
 export { type MlaModuleOutputs, type MlaModuleSpec, type MlaModuleWeights, mlaModule } from "./reference.ts";
+export type { MlaSegment, MlaStepForm } from "./segments.ts";
 export { SparseMla, type SparseMlaLists, type SparseMlaSpec } from "./sparse.ts";
 export { absorbIntoOutput, absorbIntoQueries } from "./weights.ts";

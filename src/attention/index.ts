@@ -66,7 +66,13 @@ export {
 /** Arrays in device memory, and where an operation is recorded. */
 export type { DeviceTensor, RowsTensor } from "../ops/elementwise/index.ts";
 /** Hadamard transforms: of rows, and folded into low-rank factors. */
-export { CpuHadamard, foldHadamard, type HadamardArgs, type HadamardSpec } from "../ops/hadamard/index.ts";
+export {
+  CpuHadamard,
+  foldHadamard,
+  type HadamardArgs,
+  type HadamardSpec,
+  type LowRankFactors,
+} from "../ops/hadamard/index.ts";
 /** Heads of packed rows: what queries of latent attention are made of. */
 export type { HeadsTensor } from "../ops/headProjection/index.ts";
 /** Results over disjoint sets of keys become the result over all of them; attention sinks. */
@@ -84,6 +90,7 @@ export {
 export type { Recorder } from "../ops/recorder.ts";
 /** Rotary embedding of queries and keys. */
 export * from "../ops/rope/index.ts";
+export type { ElementType } from "../tensor/index.ts";
 /** A cache's tensors as an append takes them. */
 export { appendPages, type CachePagesSpec } from "./appendPages.ts";
 /** Attention over tensors: plan once a step, run once a layer. */

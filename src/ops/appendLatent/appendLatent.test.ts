@@ -216,6 +216,11 @@ describe.each(Object.entries(testDevices))("appendLatent on %s", (_name, create)
     await expect(
       test.run((recorder) => recordFlushWindow(recorder, { storage: "f32" }, { ...args, recent, flushes: x })),
     ).rejects.toThrow("flushes must be of type i32, got f32");
+    const halves = { ...recent, type: "bf16" as "f16" };
+    const flushes = test.i32([1, 3], [0, 0, 0]);
+    await expect(
+      test.run((recorder) => recordFlushWindow(recorder, { storage: "f32" }, { ...args, recent: halves, flushes })),
+    ).rejects.toThrow("recent.type must be f32 or f16, got bf16");
   });
 });
 

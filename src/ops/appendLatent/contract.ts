@@ -125,6 +125,9 @@ export function checkFlushWindow(
   if (flushes.shape.length !== 2 || flushes.shape[0] < numFlushes || flushes.shape[1] !== 3) {
     throw new ShapeError(`flushes must have shape [at least ${numFlushes}, 3], got [${flushes.shape.join(", ")}]`);
   }
+  if (recent.type !== "f32" && recent.type !== "f16") {
+    throw new ArgumentError(`recent.type must be f32 or f16, got ${recent.type}`);
+  }
   checkPositive("recent.capacity", recent.capacity);
   checkPositive("recent.numWindows", recent.numWindows);
   return { ...checkLatentPages(spec, args), numFlushes };

@@ -6,7 +6,7 @@ export { attentionKernel, attentionMergeKernel } from "./cpu.ts";
 export * from "./latent.ts";
 export * from "./mlaCosts.ts";
 export { AttentionPlan, keyBlock, queryTile } from "./plan.ts";
-export { type AttentionArgs, CpuAttentionPlan, recordAttention } from "./record.ts";
+export { type AttentionArgs, CpuAttentionPlan, type LatentArgs, recordAttention } from "./record.ts";
 export { type AttentionOutputs, attentionReference, type ReferenceSpec } from "./reference.ts";
 export type { AttentionInputs, LatentInputs } from "./referenceTokens.ts";
 export * from "./storage.ts";

@@ -17,7 +17,7 @@ export function kvTensors(cache: PagedKvCache): KvTensors {
 }
 
 /** The pages of each sequence: a sequence's are indices[indptr[s]] up to indices[indptr[s + 1]], the last with lastPageLen[s] tokens. */
-export interface PagedLengths {
+interface PagedLengths {
   readonly indptr: Int32Array;
   readonly indices: Int32Array;
   readonly lastPageLen: Int32Array;

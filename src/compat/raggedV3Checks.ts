@@ -28,7 +28,7 @@ export interface V3Lengths {
 const CACHE_ALIGNMENT = 128;
 
 /** n rounded up to a multiple. */
-export function alignTo(n: number, multiple: number): number {
+function alignTo(n: number, multiple: number): number {
   return Math.ceil(n / multiple) * multiple;
 }
 

@@ -71,7 +71,7 @@ export class PaluLayers implements Contender {
     const upElements = heads.numKvHeads * ranks.ranksK[0] * headDim;
     const upK = uniform(upElements).map((x) => x * ranks.ranksK[0] ** -0.5);
     this.#layer = new PaluLayer(device, spec, { ...ranks, upK });
-    const shared = keys === "absorbed" ? { numGroups: ranks.ranksK.length } : {};
+    const shared = keys === "absorbed" ? { numGroups: ranks.ranksK.length, equalRanks: true } : {};
     this.#attention = new BatchPaluAttention(device, { ...spec, ...shared });
     const batch = batchOf(lengths, pageSize);
     this.#attention.plan(batch);

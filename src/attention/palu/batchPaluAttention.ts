@@ -3,7 +3,7 @@
  * prefill and prefill after a cached prefix are the same call. Source: Chang et al. 2024 (arXiv 2407.21118).
  */
 import type { CpuDevice } from "../../devices/index.ts";
-import { type AttentionBatch, CpuAttentionPlan, recordAttention } from "../../ops/attention/index.ts";
+import { type AttentionBatch, CpuAttentionPlan, type LatentRanks, recordAttention } from "../../ops/attention/index.ts";
 import type { DeviceTensor, RowsTensor } from "../../ops/elementwise/index.ts";
 import type { Recorder } from "../../ops/recorder.ts";
 import { ArgumentError, ShapeError } from "../../tensor/index.ts";
@@ -85,12 +85,7 @@ export class BatchPaluAttention {
     }
     const shared = {
       ...locateLatents(args.cache, layout, { ...spec, numPages }),
-      latent: {
-        table: spec.numGroups === undefined ? layer.table : layer.groupTable,
-        up: layer.upK,
-        bias: layer.keyBias,
-        ...this.#recent(args),
-      },
+      latent: spec.equalRanks ? undefined : this.#latentArgs(args),
       qRowStride: checkHeads("q", args.q, numRows, numQHeads, spec.keys === "absorbed" ? maxRankK : headDim),
       alibiSlopes: headVector("alibiSlopes", args.alibiSlopes, spec),
       sinks: headVector("sinks", args.sinks, spec),
@@ -129,6 +124,7 @@ export class BatchPaluAttention {
     if (numGroups !== undefined && numGroups !== layer.layout.numGroups) {
       throw new ArgumentError(`layer has ${layer.layout.numGroups} groups, the spec has numGroups = ${numGroups}`);
     }
+    if (this.spec.equalRanks) checkEqualRanks(layer.layout, this.spec);
     const names = ["numQHeads", "numKvHeads", "headDim", "maxRankK", "maxRankV", "keyBias"] as const;
     for (const name of names) {
       const [own, its] = [this.spec[name] ?? false, layer.spec[name] ?? false];
@@ -138,6 +134,12 @@ export class BatchPaluAttention {
       const [own, its] = [this.spec, layer.spec].map((spec) => JSON.stringify(spec[name] ?? spec.storage));
       if (own !== its) throw new ArgumentError(`layer was made for ${name} = ${its}, the spec has ${own}`);
     }
+  }
+
+  #latentArgs(args: BatchPaluArgs) {
+    const { table, groupTable, upK, keyBias } = args.layer;
+    const isByGroup = this.spec.numGroups !== undefined;
+    return { table: isByGroup ? groupTable : table, up: upK, bias: keyBias, ...this.#recent(args) };
   }
 
   #recent({ recent, layer }: BatchPaluArgs) {
@@ -176,4 +178,15 @@ function checkLatentRows(name: string, tensor: RowsTensor, numRows: number, row:
   checkTensor(name, tensor, "f32", shape);
   if (Number.isInteger(rowStride) && rowStride >= row) return rowStride;
   throw new ArgumentError(`${name}.rowStride must be an integer of at least ${row}, got ${rowStride}`);
+}
+
+/** Throws ArgumentError for a rank that is not the one of the spec. */
+function checkEqualRanks({ ranksK, ranksV }: LatentRanks, { maxRankK, maxRankV }: PaluSpec): void {
+  for (const [name, ranks, rank] of [
+    ["ranksK", ranksK, maxRankK],
+    ["ranksV", ranksV, maxRankV],
+  ] as const) {
+    if (ranks.every((own) => own === rank)) continue;
+    throw new ArgumentError(`layer has ${name} [${ranks.join(", ")}], the spec's equalRanks wants ${rank} everywhere`);
+  }
 }

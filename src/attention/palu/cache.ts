@@ -117,7 +117,7 @@ export function locateLatents(
   }: LatentStorage & { readonly pageSize?: number; readonly numPages: number },
 ): LocatedLatents {
   const find = (name: string, tensor: StridedTensor, type: StridedTensor["type"], row: number): PageStrides =>
-    locate(name, tensor, type, { row, pageSize, numPages });
+    locate(name, tensor, type, { row, pageSize, numPages, numGroups: layout.numGroups });
   const located = {
     kPages: pages.k.pointer,
     vPages: pages.v.pointer,
@@ -143,7 +143,12 @@ function locate(
   name: string,
   tensor: StridedTensor,
   type: StridedTensor["type"],
-  { row, pageSize, numPages }: { readonly row: number; readonly pageSize?: number; readonly numPages: number },
+  {
+    row,
+    pageSize,
+    numPages,
+    numGroups,
+  }: { readonly row: number; readonly pageSize?: number; readonly numPages: number; readonly numGroups: number },
 ): PageStrides {
   requireType(name, tensor, type);
   const inner = pageSize === undefined ? [row] : [pageSize, row];
@@ -158,6 +163,6 @@ function locate(
     );
   }
   const strides = stridesOf(name, tensor);
-  // A head's latents are found by the layer's table, not by a stride.
-  return { page: strides[0], slot: pageSize === undefined ? strides[0] : strides[1], head: 0 };
+  // The stride is that of groups of equal ranks; the latents of others are found by the layer's table.
+  return { page: strides[0], slot: pageSize === undefined ? strides[0] : strides[1], head: Math.floor(row / numGroups) };
 }

@@ -210,6 +210,33 @@ describe("absorbed keys", () => {
     expect(largestError(got.out, reference.out)).toBeLessThan(5e-6);
   });
 
+  it.each([
+    [2, "f32"],
+    [4, "f16"],
+    [1, "i8"],
+  ] as const)("are the same as keys and values like any others: %i groups in %s", async (numGroups, storage) => {
+    const ranks = { ranksK: Array(numGroups).fill(16), ranksV: Array(numGroups).fill(8) };
+    const shape = { rope: undefined, numQHeads: 8, numKvHeads: 4, maxRankK: 16, maxRankV: 8, storage } as const;
+    const rebuilt = paluCase(paluSpec(shape), ranks, mixed);
+    const q = absorbQueries(rebuilt.q, rebuilt.upK, ranks.ranksK, rebuilt.spec);
+    const spec: PaluSpec = { ...rebuilt.spec, keys: "absorbed", numGroups, equalRanks: true };
+    const got = await paluOnDevice(device, { ...rebuilt, spec, q });
+    const want = paluOnReference(rebuilt);
+    expect(largestError(got.out, want.out)).toBeLessThan(5e-6);
+    expect(largestError(got.lse, want.lse)).toBeLessThan(3e-6);
+  });
+
+  it("want equal ranks where the spec says so", async () => {
+    const rebuilt = paluCase(paluSpec({ rope: undefined }), { ranksK: [6, 4], ranksV: [5, 5] }, mixed);
+    const q = absorbQueries(rebuilt.q, rebuilt.upK, [6, 4], rebuilt.spec);
+    const spec: PaluSpec = { ...rebuilt.spec, keys: "absorbed", numGroups: 2, equalRanks: true };
+    await expect(paluOnDevice(device, { ...rebuilt, spec, q })).rejects.toThrow("layer has ranksK [6, 4]");
+    expect(() => new BatchPaluAttention(device, { ...spec, numGroups: undefined })).toThrow(
+      "equalRanks needs numGroups",
+    );
+    expect(() => new BatchPaluAttention(device, { ...spec, recent: "f32" })).toThrow("equalRanks must be absent");
+  });
+
   it("want layers of the groups that the spec says", async () => {
     const rebuilt = paluCase(paluSpec({ rope: undefined }), { ranksK: [6, 4], ranksV: [3, 5] }, mixed);
     const q = absorbQueries(rebuilt.q, rebuilt.upK, [6, 4], rebuilt.spec);

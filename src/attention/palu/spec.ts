@@ -23,6 +23,11 @@ export interface PaluSpec extends Omit<AttentionSpec, "mla" | "latent" | "headDi
    * a key/value head do. The result is the same.
    */
   readonly numGroups?: number;
+  /**
+   * Every group of every layer has exactly maxRankK and maxRankV, and there are numGroups of them: absorbed latents are then keys and values like
+   * any others to the kernel, which reads them where they lie for a single new token.
+   */
+  readonly equalRanks?: boolean;
   /** The layers have a bias of the keys. */
   readonly keyBias?: boolean;
   /** The last tokens of a sequence lie in windows of this type, until they are quantised: see LatentWindows. */
@@ -31,7 +36,7 @@ export interface PaluSpec extends Omit<AttentionSpec, "mla" | "latent" | "headDi
 
 /** The spec of the attention kernel. Throws ArgumentError for a spec that is out of range. */
 export function paluKernelSpec(spec: PaluSpec): AttentionSpec {
-  const { maxRankK, maxRankV, keys = "rebuilt", keyBias, recent, headDim, numGroups, ...shared } = spec;
+  const { maxRankK, maxRankV, keys = "rebuilt", keyBias, recent, headDim, numGroups, equalRanks, ...shared } = spec;
   if (keys !== "rebuilt" && keys !== "absorbed") {
     throw new ArgumentError(`keys must be rebuilt or absorbed, got ${keys}`);
   }
@@ -59,5 +64,9 @@ export function paluKernelSpec(spec: PaluSpec): AttentionSpec {
     latent: { maxRankK, keys, bias: keyBias, recent },
   };
   validateAttentionSpec(kernelSpec);
-  return kernelSpec;
+  if (!equalRanks) return kernelSpec;
+  if (numGroups === undefined) throw new ArgumentError("equalRanks needs numGroups, and keys = absorbed");
+  if (recent) throw new ArgumentError(`equalRanks must be absent with recent = ${recent}: windows are for latents`);
+  const { latent: _, ...plainSpec } = kernelSpec;
+  return plainSpec;
 }

@@ -80,7 +80,7 @@ export const golden: GoldenFamily = {
  * Runs a case (gemma.json, chat.json, a tokenizer's folder or the expected.json in it): one result for each string, id list and prompt.
  * `gguf`: the Gemma file, by default the one that the project's script fetches into models/.
  */
-export async function runTokenizerCase(path: string, options: { gguf?: string }): Promise<TokenizerResult[]> {
+async function runTokenizerCase(path: string, options: { gguf?: string }): Promise<TokenizerResult[]> {
   const file = statSync(path).isDirectory() ? join(path, "expected.json") : path;
   switch (kindOf(file)) {
     case "gemma":

@@ -33,7 +33,7 @@ const needsNode = (path: string): boolean => path.endsWith(".node.ts") || path.s
 const layerName = (folder: string): string => (folder === "" ? "src" : folder);
 
 /** What one import breaks, as a sentence, or undefined. Only `src` has layers; tests may reach anywhere but are never imported. */
-export function judgeImport(edge: ModuleImport): string | undefined {
+function judgeImport(edge: ModuleImport): string | undefined {
   const { from, target, isRelative, kind } = edge;
   if (!from.startsWith("src/") || isTest(from)) return undefined;
   if (!isRelative) {

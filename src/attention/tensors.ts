@@ -141,7 +141,7 @@ export function stridesOf(name: string, tensor: StridedTensor): readonly number[
 }
 
 /** Strides of a tensor without padding. */
-export function rowMajorStrides(shape: readonly number[]): number[] {
+function rowMajorStrides(shape: readonly number[]): number[] {
   const strides = shape.map(() => 1);
   for (let axis = shape.length - 2; axis >= 0; axis--) strides[axis] = strides[axis + 1] * shape[axis + 1];
   return strides;

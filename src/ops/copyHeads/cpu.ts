@@ -43,7 +43,7 @@ export function recordCopyHeads(
   options: { readonly overlap?: boolean } = {},
 ): void {
   const { numTokens, numHeads, x, out } = checkCopyHeads(spec, args);
-  if (numTokens === 0) return;
+  if (numTokens === 0 || numHeads === 0) return;
   commands.launch(
     device.compile(copyHeadsKernel, spec),
     {

@@ -164,5 +164,9 @@ function locate(
   }
   const strides = stridesOf(name, tensor);
   // The stride is that of groups of equal ranks; the latents of others are found by the layer's table.
-  return { page: strides[0], slot: pageSize === undefined ? strides[0] : strides[1], head: Math.floor(row / numGroups) };
+  return {
+    page: strides[0],
+    slot: pageSize === undefined ? strides[0] : strides[1],
+    head: Math.floor(row / numGroups),
+  };
 }

@@ -10,7 +10,6 @@ export {
   type AppendKvArgs,
   type AppendKvSpec,
   type AttentionPages,
-  appendKvKernel,
   attentionPages,
   checkSlotMapping,
   headRows,
@@ -41,7 +40,69 @@ export {
   recordAppendMla,
 } from "../ops/appendMla/index.ts";
 /** Attention: the contract and its checks, strides of the page layouts, the plan of a step, and the recording of a layer. */
-export * from "../ops/attention/index.ts";
+export {
+  type AttentionArgs,
+  type AttentionBatch,
+  type AttentionInputs,
+  type AttentionOutputs,
+  AttentionPlan,
+  type AttentionSpec,
+  absorbThreshold,
+  attentionCost,
+  attentionReference,
+  batchLengths,
+  type Cost,
+  type CostSpec,
+  CpuAttentionPlan,
+  combinedStrides,
+  decodeRows,
+  defaultSplitSize,
+  type ElementStorage,
+  type EncodeOptions,
+  encodeRows,
+  type GroupedStorage,
+  hndStrides,
+  type KeyRopeSpec,
+  type LatentArgs,
+  type LatentInputs,
+  type LatentLayout,
+  type LatentRanks,
+  type LatentSpec,
+  latentAttentionCost,
+  latentLayout,
+  latentTokenBytes,
+  type MlaCostForm,
+  type MlaShape,
+  type MlaWeights,
+  mergeCost,
+  mlaAbsorbedOperations,
+  mlaElements,
+  mlaMaterialisedOperations,
+  mlaVanillaOperations,
+  mlaWeights,
+  nhdStrides,
+  type PackedMask,
+  type PageShape,
+  type PageStorage,
+  type PageStrides,
+  type RecentTokens,
+  type ReferenceSpec,
+  recordAttention,
+  rowElements,
+  rowScales,
+  type SequenceLengths,
+  type StorageUnits,
+  type StoredRows,
+  storageBytes,
+  type TiledStorage,
+  tokenBytes,
+  validateAttentionBatch,
+  validateAttentionSpec,
+  validateStorage,
+  valueDim,
+  visibleKeys,
+  visiblePairs,
+} from "../ops/attention/index.ts";
 /** Updates of a cache by slices or by slots, and the slots of a step's new tokens from ragged lengths and page lists. */
 export {
   checkSlices,
@@ -89,7 +150,16 @@ export {
 } from "../ops/mergeStates/index.ts";
 export type { Recorder } from "../ops/recorder.ts";
 /** Rotary embedding of queries and keys. */
-export * from "../ops/rope/index.ts";
+export {
+  attentionFactor,
+  inverseFrequencies,
+  type RopeArgs,
+  type RopeScaling,
+  type RopeSpec,
+  RopeTable,
+  recordRope,
+  ropeReference,
+} from "../ops/rope/index.ts";
 export type { ElementType } from "../tensor/index.ts";
 /** A cache's tensors as an append takes them. */
 export { appendPages, type CachePagesSpec } from "./appendPages.ts";

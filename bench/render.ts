@@ -9,6 +9,7 @@ export function formatFigure(value: number): string {
   const magnitude = Math.abs(value);
   if (magnitude >= 999.5) return Math.round(value).toLocaleString("en-US");
   if (magnitude === 0 || Number.isInteger(value)) return `${value}`;
+  if (magnitude < 1e-4) return value.toExponential(1);
   return value.toFixed(Math.min(4, Math.max(0, 2 - Math.floor(Math.log10(magnitude) + 1e-9))));
 }
 
